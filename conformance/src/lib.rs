@@ -1,0 +1,1 @@
+//! The same guest on the emulator and on /dev/kvm, and where they differ.

@@ -1,0 +1,3 @@
+//! The same guest on the emulator and on /dev/kvm, and where they differ.
+
+fn main() {}

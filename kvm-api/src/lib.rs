@@ -1,0 +1,1 @@
+//! Linux's KVM ioctl semantics: a hypervisor on a software VT-x processor.

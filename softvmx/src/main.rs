@@ -1,0 +1,3 @@
+//! The softvmx command line.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What stands around a processor: interrupt controllers, timers, loaders, the bare machine.
