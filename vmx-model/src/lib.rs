@@ -1,2 +1,16 @@
 //! What the Intel SDM says about VMX, as data and pure decisions.
+//!
+//! This crate knows no instruction decoder, no KVM, no clock and no thread. It holds the VMCS
+//! fields, the controls, the capability MSRs, the exit reasons and the VM-entry checks as tables;
+//! the state machine of logical processors and VMCSs; and the decisions that VM entry, VM exit and
+//! the intercepts need. Whoever executes instructions asks it.
+//!
+//! Citations are to the Intel SDM, Vol. 3C, by section title; numbers are those of the editions of
+//! 2023 and later, where the VMCS is chapter 25 and VM entries are chapter 27.
 #![forbid(unsafe_code)]
+
+pub mod addr;
+pub mod arch;
+pub mod event;
+pub mod memory;
+pub mod outcome;
