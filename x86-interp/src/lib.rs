@@ -1,1 +1,24 @@
-//! One x86 processor: executes instructions and asks vmx-model about VMX.
+//! One x86 processor: it executes instructions, and asks [`vmx_model`] about everything VMX.
+//!
+//! The crate has two classes of instruction. Every instruction has a *plain handler* in [`exec`]:
+//! the reference, written with the SDM's order of accesses. Hot families also have specialised
+//! micro-op handlers; a property test holds both equal.
+//!
+//! Citations are to the Intel SDM by volume and section title.
+#[cfg(target_endian = "big")]
+compile_error!("the register file is addressed by byte offset: little-endian hosts only");
+
+pub mod bus;
+pub mod cpu;
+pub(crate) mod decode;
+pub(crate) mod exec;
+pub mod fault;
+pub mod insn;
+pub mod mem;
+pub mod mode;
+pub mod stop;
+pub mod width;
+
+pub use cpu::Cpu;
+pub use fault::{Exec, Fault};
+pub use stop::Stop;

@@ -1,0 +1,251 @@
+//! The processor.
+
+use std::sync::Arc;
+
+use iced_x86::{Decoder, DecoderOptions};
+use vmx_model::addr::Linear;
+use vmx_model::arch::{ArchState, Rflags, SegmentRegister};
+use vmx_model::event::Exception;
+
+use crate::bus::{Bus, Clock};
+use crate::decode;
+use crate::exec;
+use crate::fault::{Exec, Fault};
+use crate::insn::{Insn, Operand, RegisterOffset};
+use crate::mem::phys::PhysMap;
+use crate::mem::{Access, Privilege};
+use crate::mode::Mode;
+use crate::stop::{Stop, Unimplemented};
+use crate::width::Width;
+
+/// General-purpose registers by number, a spare, and the register that is always zero.
+pub(crate) type RegisterFile = [u64; 18];
+
+/// One logical processor.
+pub struct Cpu {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8-R15, spare, zero.
+    pub(crate) gpr: RegisterFile,
+    /// The rest of the architectural state. While the processor runs, `rsp` is stale (the register
+    /// file has it) and the status flags of `rflags` may be (see [`Cpu::rflags`]).
+    pub(crate) state: ArchState,
+    /// Where execution goes on when the current instruction completes.
+    pub(crate) next_rip: u64,
+    pub(crate) phys: Arc<PhysMap>,
+    pub(crate) bus: Box<dyn Bus>,
+    #[expect(dead_code, reason = "RDTSC is not there yet")]
+    pub(crate) clock: Box<dyn Clock>,
+    /// The reason behind [`Fault::Stop`].
+    pub(crate) pending_stop: Option<Stop>,
+    /// Instructions retired since the processor was made.
+    pub(crate) retired: u64,
+}
+
+impl Cpu {
+    /// Returns a processor in the state after RESET, attached to memory, devices and a clock.
+    #[must_use]
+    pub fn new(phys: Arc<PhysMap>, bus: Box<dyn Bus>, clock: Box<dyn Clock>) -> Self {
+        Self {
+            gpr: [0; 18],
+            state: ArchState {
+                rflags: Rflags::FIXED1,
+                ..ArchState::default()
+            },
+            next_rip: 0,
+            phys,
+            bus,
+            clock,
+            pending_stop: None,
+            retired: 0,
+        }
+    }
+
+    /// Returns the operating mode.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        Mode::of(&self.state)
+    }
+
+    /// Returns the current privilege level: the DPL of SS; 0 in real-address mode.
+    #[must_use]
+    pub fn cpl(&self) -> u8 {
+        match self.mode() {
+            Mode::Real => 0,
+            _ => self.state.segment(SegmentRegister::Ss).access.dpl(),
+        }
+    }
+
+    /// Whether `address` is canonical under the current paging mode.
+    #[must_use]
+    pub fn is_canonical(&self, address: u64) -> bool {
+        let bits = if self.state.cr4.contains(vmx_model::arch::Cr4::LA57) {
+            57
+        } else {
+            48
+        };
+        ((address << (64 - bits)) as i64 >> (64 - bits)) as u64 == address
+    }
+
+    /// Reads a register-file slot.
+    #[inline(always)]
+    pub(crate) fn register<W: Width>(&self, offset: RegisterOffset) -> W {
+        let shift = u32::from(offset & 7) * 8;
+        W::from_u64(self.gpr[usize::from(offset >> 3)] >> shift)
+    }
+
+    /// Writes a register-file slot: a 32-bit write clears the upper half, narrower writes keep the
+    /// rest.
+    #[inline(always)]
+    pub(crate) fn set_register<W: Width>(&mut self, offset: RegisterOffset, value: W) {
+        let slot = &mut self.gpr[usize::from(offset >> 3)];
+        let shift = u32::from(offset & 7) * 8;
+        *slot = if W::BITS >= 32 {
+            value.to_u64()
+        } else {
+            *slot & !(W::MASK << shift) | value.to_u64() << shift
+        };
+    }
+
+    /// Returns RFLAGS with the status flags up to date.
+    #[must_use]
+    pub fn rflags(&self) -> Rflags {
+        self.state.rflags
+    }
+
+    /// Replaces RFLAGS as a whole; bit 1 reads as one.
+    pub fn set_rflags(&mut self, rflags: Rflags) {
+        self.state.rflags = rflags | Rflags::FIXED1;
+    }
+
+    /// Replaces those flags of `mask` (status flags only) by the ones in `flags`.
+    pub(crate) fn set_status(&mut self, mask: Rflags, flags: Rflags) {
+        self.state.rflags = self.state.rflags.difference(mask) | flags.intersection(mask);
+    }
+
+    /// Reads operand `n` of `insn`.
+    pub(crate) fn read<W: Width>(&mut self, insn: &Insn, n: usize) -> Exec<W> {
+        match insn.operands[n] {
+            Operand::Register(r) => Ok(self.register(r)),
+            Operand::Memory => {
+                let offset = self.effective_address(insn);
+                self.load(insn.memory.segment, offset)
+            }
+            Operand::Immediate(value) | Operand::Branch(value) => Ok(W::from_u64(value)),
+            Operand::Segment(s) => Ok(W::from_u64(u64::from(self.state.segment(s).selector))),
+            _ => Err(Exception::UD.into()),
+        }
+    }
+
+    /// Reads operand `n`, which the instruction is going to write: a fault reports a write.
+    pub(crate) fn read_for_update<W: Width>(&mut self, insn: &Insn, n: usize) -> Exec<W> {
+        match insn.operands[n] {
+            Operand::Memory => {
+                let offset = self.effective_address(insn);
+                self.load_for_update(insn.memory.segment, offset)
+            }
+            _ => self.read(insn, n),
+        }
+    }
+
+    /// Writes operand `n`.
+    pub(crate) fn write<W: Width>(&mut self, insn: &Insn, n: usize, value: W) -> Exec {
+        match insn.operands[n] {
+            Operand::Register(r) => {
+                self.set_register(r, value);
+                Ok(())
+            }
+            Operand::Memory => {
+                let offset = self.effective_address(insn);
+                self.store(insn.memory.segment, offset, value)
+            }
+            _ => Err(Exception::UD.into()),
+        }
+    }
+
+    /// Records that the run loop has to return with `stop`.
+    pub(crate) fn stop(&mut self, stop: Stop) -> Fault {
+        self.pending_stop = Some(stop);
+        Fault::Stop
+    }
+
+    /// Records that the bus asked to be called again.
+    pub(crate) fn suspend(&mut self) -> Fault {
+        self.stop(Stop::Suspended)
+    }
+
+    /// Executes one instruction by its plain handler, without delivering what it raises.
+    ///
+    /// # Errors
+    /// What ended the instruction.
+    pub fn execute_plain(&mut self) -> Exec {
+        let insn = self.fetch()?;
+        self.next_rip = self.state.rip.wrapping_add(u64::from(insn.length)) & self.rip_mask();
+        (insn.plain)(self, &insn)?;
+        self.state.rip = self.next_rip;
+        self.retired += 1;
+        Ok(())
+    }
+
+    /// Returns the bits of RIP that count in the current mode.
+    pub(crate) fn rip_mask(&self) -> u64 {
+        match self.code_bits() {
+            64 => u64::MAX,
+            32 => 0xffff_ffff,
+            _ => 0xffff,
+        }
+    }
+
+    /// Returns the default operand and address size of the code: 16, 32 or 64.
+    pub(crate) fn code_bits(&self) -> u32 {
+        let cs = self.state.segment(SegmentRegister::Cs).access;
+        match self.mode() {
+            Mode::Long => 64,
+            _ if cs.is_big() => 32,
+            _ => 16,
+        }
+    }
+
+    /// Fetches and decodes the instruction at RIP.
+    fn fetch(&mut self) -> Exec<Insn> {
+        let mut bytes = [0; 15];
+        let mut have = 0;
+        let rip = self.state.rip;
+        loop {
+            let mut decoder =
+                Decoder::with_ip(self.code_bits(), &bytes[..have], rip, DecoderOptions::NONE);
+            let i = decoder.decode();
+            if !i.is_invalid() {
+                let Some(row) = exec::lookup(i.code()) else {
+                    let length = i.len() as u8;
+                    return Err(self.stop(Stop::Unimplemented(Unimplemented {
+                        rip,
+                        bytes,
+                        length,
+                    })));
+                };
+                return Ok(decode::resolve(&i, row.plain));
+            }
+            if decoder.last_error() != iced_x86::DecoderError::NoMoreBytes {
+                return Err(Exception::UD.into());
+            }
+            if have == 15 {
+                return Err(Exception::gp(0).into());
+            }
+            let at = rip.wrapping_add(have as u64) & self.rip_mask();
+            let linear = self.linear(SegmentRegister::Cs, at, 1, Access::Execute)?;
+            let mut byte = [0];
+            self.load_bytes_linear(linear, &mut byte, Access::Execute, Privilege::Current)?;
+            bytes[have] = byte[0];
+            have += 1;
+        }
+    }
+
+    /// Returns the linear address of the current instruction.
+    #[must_use]
+    pub fn linear_rip(&self) -> Linear {
+        let base = match self.mode() {
+            Mode::Long => 0,
+            _ => self.state.segment(SegmentRegister::Cs).base,
+        };
+        Linear(base.wrapping_add(self.state.rip))
+    }
+}

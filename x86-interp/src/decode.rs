@@ -1,0 +1,174 @@
+//! From the decoder's instruction to [`Insn`].
+
+use iced_x86::{Instruction, OpKind, Register};
+use vmx_model::arch::SegmentRegister;
+
+use crate::insn::{Insn, MemoryOperand, Operand, Plain, RegisterOffset, Repeat, ZERO_REGISTER};
+
+/// Resolves the operands of `i`, which `plain` will execute.
+pub(crate) fn resolve(i: &Instruction, plain: Plain) -> Insn {
+    let bitness = i.code_size();
+    let mut operands = [Operand::None; 4];
+    for (n, slot) in operands.iter_mut().enumerate().take(i.op_count() as usize) {
+        *slot = operand(i, n as u32);
+    }
+    Insn {
+        code: i.code(),
+        length: i.len() as u8,
+        operand_bytes: operand_bytes(i),
+        address_bytes: address_bytes(i, bitness),
+        repeat: repeat(i),
+        locked: i.has_lock_prefix(),
+        operands,
+        memory: memory(i),
+        plain,
+    }
+}
+
+fn operand(i: &Instruction, n: u32) -> Operand {
+    match i.op_kind(n) {
+        OpKind::Register => register_operand(i.op_register(n)),
+        OpKind::NearBranch16 => Operand::Branch(u64::from(i.near_branch16())),
+        OpKind::NearBranch32 => Operand::Branch(u64::from(i.near_branch32())),
+        OpKind::NearBranch64 => Operand::Branch(i.near_branch64()),
+        OpKind::FarBranch16 => Operand::Far {
+            selector: i.far_branch_selector(),
+            offset: u32::from(i.far_branch16()),
+        },
+        OpKind::FarBranch32 => Operand::Far {
+            selector: i.far_branch_selector(),
+            offset: i.far_branch32(),
+        },
+        OpKind::Memory
+        | OpKind::MemorySegSI
+        | OpKind::MemorySegESI
+        | OpKind::MemorySegRSI
+        | OpKind::MemorySegDI
+        | OpKind::MemorySegEDI
+        | OpKind::MemorySegRDI
+        | OpKind::MemoryESDI
+        | OpKind::MemoryESEDI
+        | OpKind::MemoryESRDI => Operand::Memory,
+        _ => Operand::Immediate(i.immediate(n)),
+    }
+}
+
+fn register_operand(r: Register) -> Operand {
+    if r.is_gpr() {
+        Operand::Register(gpr_offset(r))
+    } else if r.is_segment_register() {
+        Operand::Segment(segment(r))
+    } else if r.is_cr() {
+        Operand::Control(r.number() as u8)
+    } else if r.is_dr() {
+        Operand::Debug(r.number() as u8)
+    } else if r.is_mm() {
+        Operand::Mmx(r.number() as u8)
+    } else if r.is_vector_register() {
+        Operand::Vector(r.number() as u8)
+    } else if r.is_st() {
+        Operand::X87(r.number() as u8)
+    } else {
+        Operand::None
+    }
+}
+
+/// Returns the place of a general-purpose register (or none) in the register file.
+pub(crate) fn gpr_offset(r: Register) -> RegisterOffset {
+    match r {
+        Register::AH | Register::CH | Register::DH | Register::BH => {
+            (r as u32 - Register::AH as u32) as u8 * 8 + 1
+        }
+        _ if r.is_gpr() => r.full_register().number() as u8 * 8,
+        _ => ZERO_REGISTER,
+    }
+}
+
+fn segment(r: Register) -> SegmentRegister {
+    match r {
+        Register::ES => SegmentRegister::Es,
+        Register::CS => SegmentRegister::Cs,
+        Register::SS => SegmentRegister::Ss,
+        Register::FS => SegmentRegister::Fs,
+        Register::GS => SegmentRegister::Gs,
+        _ => SegmentRegister::Ds,
+    }
+}
+
+fn memory(i: &Instruction) -> MemoryOperand {
+    let displacement = if i.is_ip_rel_memory_operand() {
+        i.ip_rel_memory_address()
+    } else {
+        i.memory_displacement64()
+    };
+    let base = if i.is_ip_rel_memory_operand() {
+        Register::None
+    } else {
+        i.memory_base()
+    };
+    MemoryOperand {
+        base: gpr_offset(base),
+        index: gpr_offset(i.memory_index()),
+        scale_shift: i.memory_index_scale().trailing_zeros() as u8,
+        segment: segment(i.memory_segment()),
+        displacement,
+    }
+}
+
+fn repeat(i: &Instruction) -> Repeat {
+    if !i.is_string_instruction() {
+        Repeat::None
+    } else if i.has_repne_prefix() {
+        Repeat::Repne
+    } else if i.has_rep_prefix() {
+        Repeat::Rep
+    } else {
+        Repeat::None
+    }
+}
+
+/// Effective operand size, from the decoder's knowledge of the form.
+fn operand_bytes(i: &Instruction) -> u8 {
+    match i.op_code().operand_size() {
+        16 => 2,
+        64 => 8,
+        32 => 4,
+        // Forms without a fixed size: the default of the code size.
+        _ => match i.code_size() {
+            iced_x86::CodeSize::Code16 => 2,
+            _ => 4,
+        },
+    }
+}
+
+/// Effective address size.
+fn address_bytes(i: &Instruction, bitness: iced_x86::CodeSize) -> u8 {
+    let from_kind = (0..i.op_count()).find_map(|n| match i.op_kind(n) {
+        OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => Some(2),
+        OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => Some(4),
+        OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => Some(8),
+        OpKind::Memory => Some(memory_address_bytes(i)),
+        _ => None,
+    });
+    from_kind.unwrap_or(match (i.op_code().address_size(), bitness) {
+        (16, _) => 2,
+        (32, _) => 4,
+        (64, _) => 8,
+        (_, iced_x86::CodeSize::Code16) => 2,
+        (_, iced_x86::CodeSize::Code64) => 8,
+        _ => 4,
+    })
+}
+
+fn memory_address_bytes(i: &Instruction) -> u8 {
+    let size = |r: Register| {
+        if r == Register::None {
+            None
+        } else {
+            Some(r.size() as u8)
+        }
+    };
+    size(i.memory_base())
+        .or_else(|| size(i.memory_index()))
+        .unwrap_or(i.memory_displ_size().clamp(2, 8) as u8)
+}

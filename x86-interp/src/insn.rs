@@ -1,0 +1,117 @@
+//! A decoded instruction: operands resolved once, so that handlers never look at the decoder's
+//! types.
+
+use crate::Cpu;
+use crate::fault::Exec;
+use vmx_model::arch::SegmentRegister;
+
+/// A plain handler: executes one instruction.
+///
+/// On entry `cpu.state.rip` is the instruction's own address and `cpu.next_rip` the following one;
+/// a handler that transfers control sets `cpu.next_rip`. On `Err` nothing has changed (see
+/// [`crate::Fault`]). The caller commits `next_rip` on `Ok`.
+pub type Plain = fn(&mut Cpu, &Insn) -> Exec;
+
+/// Byte offset into the register file: 8 x the register's number, + 1 for AH, CH, DH, BH.
+pub type RegisterOffset = u8;
+
+/// The register-file slot that always reads zero: the missing base or index.
+pub const ZERO_REGISTER: RegisterOffset = 17 * 8;
+
+/// An operand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Operand {
+    /// There is no such operand.
+    #[default]
+    None,
+    /// A general-purpose register.
+    Register(RegisterOffset),
+    /// The instruction's memory operand, [`Insn::memory`].
+    Memory,
+    /// An immediate, already sign- or zero-extended to 64 bits as the instruction demands.
+    Immediate(u64),
+    /// A segment register.
+    Segment(SegmentRegister),
+    /// A control register, by number.
+    Control(u8),
+    /// A debug register, by number.
+    Debug(u8),
+    /// A near branch target: the new RIP, already truncated to the operand size.
+    Branch(u64),
+    /// A far pointer in the instruction.
+    Far {
+        /// The selector.
+        selector: u16,
+        /// The offset.
+        offset: u32,
+    },
+    /// An MMX register, by number.
+    Mmx(u8),
+    /// A vector register, by number.
+    Vector(u8),
+    /// An x87 stack register, by number.
+    X87(u8),
+}
+
+/// The memory operand of an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryOperand {
+    /// Base register or [`ZERO_REGISTER`].
+    pub base: RegisterOffset,
+    /// Index register or [`ZERO_REGISTER`].
+    pub index: RegisterOffset,
+    /// log2 of the scale.
+    pub scale_shift: u8,
+    /// The segment in effect, overrides applied.
+    pub segment: SegmentRegister,
+    /// Displacement, sign-extended; for RIP-relative operands the absolute offset.
+    pub displacement: u64,
+}
+
+impl Default for MemoryOperand {
+    fn default() -> Self {
+        Self {
+            base: ZERO_REGISTER,
+            index: ZERO_REGISTER,
+            scale_shift: 0,
+            segment: SegmentRegister::Ds,
+            displacement: 0,
+        }
+    }
+}
+
+/// A repeat prefix on an instruction that honours it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Repeat {
+    /// None.
+    #[default]
+    None,
+    /// REP or REPE.
+    Rep,
+    /// REPNE.
+    Repne,
+}
+
+/// A decoded instruction.
+#[derive(Clone, Debug)]
+pub struct Insn {
+    /// The operation, as the decoder names it: for tables and diagnostics only.
+    pub code: iced_x86::Code,
+    /// Length in bytes, 1 to 15.
+    pub length: u8,
+    /// Effective operand size in bytes: 2, 4 or 8 (for byte operations that of the prefixes).
+    pub operand_bytes: u8,
+    /// Effective address size in bytes: 2, 4 or 8.
+    pub address_bytes: u8,
+    /// Repeat prefix.
+    pub repeat: Repeat,
+    /// Whether there is a LOCK prefix.
+    pub locked: bool,
+    /// The operands in the SDM's order.
+    pub operands: [Operand; 4],
+    /// The memory operand, if an operand is [`Operand::Memory`]; also the source segment of string
+    /// instructions.
+    pub memory: MemoryOperand,
+    /// Who executes it.
+    pub plain: Plain,
+}

@@ -1,0 +1,197 @@
+//! Loads and stores: the interface of the plain handlers to memory.
+//!
+//! Every access is checked completely before its first byte is written, also when it crosses a
+//! page.
+
+use vmx_model::addr::{Hpa, Linear};
+use vmx_model::arch::SegmentRegister;
+
+use super::phys::Protection;
+use super::{Access, Privilege};
+use crate::insn::Insn;
+use crate::width::Width;
+use crate::{Cpu, Exec};
+
+impl Cpu {
+    /// Returns the offset of the instruction's memory operand, wrapped to the address size.
+    pub(crate) fn effective_address(&self, insn: &Insn) -> u64 {
+        let m = &insn.memory;
+        let index = self.register::<u64>(m.index) << m.scale_shift;
+        let sum = self
+            .register::<u64>(m.base)
+            .wrapping_add(index)
+            .wrapping_add(m.displacement);
+        sum & address_mask(insn.address_bytes)
+    }
+
+    /// Loads from `segment:offset` with the privilege of CPL.
+    pub(crate) fn load<W: Width>(&mut self, segment: SegmentRegister, offset: u64) -> Exec<W> {
+        let linear = self.linear(segment, offset, W::BYTES as u64, Access::Read)?;
+        self.load_linear(linear, Access::Read, Privilege::Current)
+    }
+
+    /// Loads the old value of a read-modify-write: faults as the write will.
+    pub(crate) fn load_for_update<W: Width>(
+        &mut self,
+        segment: SegmentRegister,
+        offset: u64,
+    ) -> Exec<W> {
+        let linear = self.linear(segment, offset, W::BYTES as u64, Access::Write)?;
+        self.load_linear(linear, Access::Write, Privilege::Current)
+    }
+
+    /// Stores to `segment:offset` with the privilege of CPL.
+    pub(crate) fn store<W: Width>(
+        &mut self,
+        segment: SegmentRegister,
+        offset: u64,
+        value: W,
+    ) -> Exec {
+        let linear = self.linear(segment, offset, W::BYTES as u64, Access::Write)?;
+        self.store_linear(linear, value, Privilege::Current)
+    }
+
+    /// Loads from a linear address. `access` is what the permissions are checked for.
+    pub(crate) fn load_linear<W: Width>(
+        &mut self,
+        linear: Linear,
+        access: Access,
+        privilege: Privilege,
+    ) -> Exec<W> {
+        let mut bytes = [0; 8];
+        self.load_bytes_linear(linear, &mut bytes[..W::BYTES], access, privilege)?;
+        Ok(W::from_le_slice(&bytes))
+    }
+
+    /// Stores to a linear address.
+    pub(crate) fn store_linear<W: Width>(
+        &mut self,
+        linear: Linear,
+        value: W,
+        privilege: Privilege,
+    ) -> Exec {
+        let bytes = value.to_u64().to_le_bytes();
+        self.store_bytes_linear(linear, &bytes[..W::BYTES], privilege)
+    }
+
+    /// Fills `bytes` from linear memory (any length; 10-byte, 16-byte, save areas).
+    pub(crate) fn load_bytes_linear(
+        &mut self,
+        linear: Linear,
+        bytes: &mut [u8],
+        access: Access,
+        privilege: Privilege,
+    ) -> Exec {
+        for (from, to) in pages(linear, bytes.len()) {
+            self.translate(linear.offset(from as u64), access, privilege)?;
+            debug_assert!(from < to);
+        }
+        for (from, to) in pages(linear, bytes.len()) {
+            let at = self.translate(linear.offset(from as u64), access, privilege)?;
+            self.load_physical(at, &mut bytes[from..to])?;
+        }
+        Ok(())
+    }
+
+    /// Stores `bytes` to linear memory; all pages are checked before the first byte is written.
+    pub(crate) fn store_bytes_linear(
+        &mut self,
+        linear: Linear,
+        bytes: &[u8],
+        privilege: Privilege,
+    ) -> Exec {
+        for (from, _) in pages(linear, bytes.len()) {
+            self.translate(linear.offset(from as u64), Access::Write, privilege)?;
+        }
+        for (from, to) in pages(linear, bytes.len()) {
+            let at = self.translate(linear.offset(from as u64), Access::Write, privilege)?;
+            self.store_physical(at, &bytes[from..to])?;
+        }
+        Ok(())
+    }
+
+    /// Translates a linear address through paging (and EPT).
+    pub(crate) fn translate(
+        &mut self,
+        linear: Linear,
+        _access: Access,
+        _privilege: Privilege,
+    ) -> Exec<Hpa> {
+        Ok(Hpa(linear.0))
+    }
+
+    /// Reads inside one physical page, from RAM or the bus.
+    fn load_physical(&mut self, at: Hpa, bytes: &mut [u8]) -> Exec {
+        if self.phys.host_page(at).is_some() {
+            self.phys.read_bytes(at, bytes);
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            let size = piece(at.0 + done as u64, bytes.len() - done);
+            let value = self.bus.memory_read(at.offset(done as u64), size);
+            let value = value.map_err(|_| self.suspend())?;
+            bytes[done..done + size].copy_from_slice(&value.to_le_bytes()[..size]);
+            done += size;
+        }
+        Ok(())
+    }
+
+    /// Writes inside one physical page, to RAM or the bus.
+    fn store_physical(&mut self, at: Hpa, bytes: &[u8]) -> Exec {
+        if self
+            .phys
+            .host_page(at)
+            .is_some_and(|p| p.protection == Protection::ReadWrite)
+        {
+            self.phys.write_bytes(at, bytes);
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < bytes.len() {
+            let size = piece(at.0 + done as u64, bytes.len() - done);
+            let mut word = [0; 8];
+            word[..size].copy_from_slice(&bytes[done..done + size]);
+            let answer =
+                self.bus
+                    .memory_write(at.offset(done as u64), size, u64::from_le_bytes(word));
+            answer.map_err(|_| self.suspend())?;
+            done += size;
+        }
+        Ok(())
+    }
+}
+
+/// Returns the mask of an address size in bytes.
+pub(crate) const fn address_mask(address_bytes: u8) -> u64 {
+    match address_bytes {
+        2 => 0xffff,
+        4 => 0xffff_ffff,
+        _ => u64::MAX,
+    }
+}
+
+/// Cuts an access into its pages: byte ranges of the buffer.
+fn pages(linear: Linear, length: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut from = 0;
+    core::iter::from_fn(move || {
+        if from >= length {
+            return None;
+        }
+        let left = 4096 - linear.offset(from as u64).page_offset() as usize;
+        let to = length.min(from + left);
+        let range = (from, to);
+        from = to;
+        Some(range)
+    })
+}
+
+/// Returns the largest bus access of 8, 4, 2 or 1 bytes that fits `left`.
+fn piece(_at: u64, left: usize) -> usize {
+    match left {
+        8.. => 8,
+        4..8 => 4,
+        2..4 => 2,
+        _ => 1,
+    }
+}

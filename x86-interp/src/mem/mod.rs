@@ -1,0 +1,28 @@
+//! Memory as the processor sees it: segmentation, paging, physical memory.
+//!
+//! `segment` turns logical addresses into linear ones, `access` performs loads and stores,
+//! `phys` holds the synthetic physical address space.
+
+pub(crate) mod access;
+pub mod phys;
+pub(crate) mod segment;
+
+/// What a memory access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Data read.
+    Read,
+    /// Data write, or the read half of a read-modify-write.
+    Write,
+    /// Instruction fetch.
+    Execute,
+}
+
+/// On whose behalf a memory access is made (SDM Vol. 3A, "Determination of Access Rights").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Privilege {
+    /// By the CPL: user-mode if CPL = 3.
+    Current,
+    /// An implicit supervisor-mode access: descriptor tables, TSS.
+    Supervisor,
+}

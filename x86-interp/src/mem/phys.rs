@@ -1,0 +1,289 @@
+//! The synthetic physical address space: numbers that are the same in every run, resolved to host
+//! memory only when a TLB entry is filled.
+//!
+//! A [`PhysMap`] is shared by all processors of a machine (or all of KVM's logical processors).
+//! An address that lies in no region belongs to the [`crate::bus::Bus`].
+#![expect(unsafe_code, reason = "guest RAM is host memory behind raw pointers")]
+
+use std::alloc::Layout;
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use vmx_model::addr::Hpa;
+use vmx_model::memory::PhysicalMemory;
+
+const PAGE: u64 = 4096;
+
+/// Zeroed, page-aligned host memory that this crate owns.
+#[derive(Debug)]
+pub struct OwnedRam {
+    pointer: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: the memory is plain bytes without thread affinity; all accesses through `PhysMap` are
+// volatile or atomic.
+unsafe impl Send for OwnedRam {}
+// SAFETY: as above.
+unsafe impl Sync for OwnedRam {}
+
+impl OwnedRam {
+    /// Allocates `pages` pages of 4 KiB; `None` if `pages` is 0, too large, or memory is short.
+    #[must_use]
+    pub fn new(pages: usize) -> Option<Self> {
+        let bytes = pages.checked_mul(PAGE as usize).filter(|&b| b != 0)?;
+        let layout = Layout::from_size_align(bytes, PAGE as usize).ok()?;
+        // SAFETY: the layout has a non-zero size.
+        let pointer = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+        Some(Self { pointer, layout })
+    }
+
+    /// Returns the address of the first byte.
+    #[must_use]
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.pointer
+    }
+
+    /// Returns the size in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.layout.size()
+    }
+}
+
+impl Drop for OwnedRam {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { std::alloc::dealloc(self.pointer.as_ptr(), self.layout) }
+    }
+}
+
+/// Whether the processor may write a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// RAM.
+    ReadWrite,
+    /// ROM: writes go to the bus.
+    ReadOnly,
+}
+
+/// A page-aligned piece of the physical address space that is backed by host memory.
+#[derive(Clone, Debug)]
+pub struct Region {
+    base: Hpa,
+    bytes: u64,
+    host: NonNull<u8>,
+    protection: Protection,
+    _owner: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+// SAFETY: a region is a description; the memory behind it is accessed by volatile and atomic
+// operations only.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+/// A page of host memory behind a physical page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPage {
+    /// The first byte of the page.
+    pub host: NonNull<u8>,
+    /// Whether the processor may write it.
+    pub protection: Protection,
+}
+
+/// Why a region was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RegionError {
+    /// Address or size is not a multiple of 4096, or the size is 0.
+    Unaligned,
+    /// The region wraps around or overlaps another.
+    Overlap,
+}
+
+impl core::fmt::Display for RegionError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::Unaligned => "region is not page-aligned",
+            Self::Overlap => "region wraps around or overlaps another one",
+        })
+    }
+}
+
+impl core::error::Error for RegionError {}
+
+/// The synthetic physical address space.
+#[derive(Debug, Default)]
+pub struct PhysMap {
+    regions: RwLock<Arc<[Region]>>,
+    generation: AtomicU64,
+}
+
+impl PhysMap {
+    /// Returns an empty address space.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Adds RAM that the map owns.
+    ///
+    /// # Errors
+    /// See [`RegionError`].
+    pub fn add_owned(&self, base: Hpa, ram: Arc<OwnedRam>) -> Result<(), RegionError> {
+        let (host, bytes) = (ram.as_ptr(), ram.len_bytes() as u64);
+        self.insert(Region {
+            base,
+            bytes,
+            host,
+            protection: Protection::ReadWrite,
+            _owner: Some(ram),
+        })
+    }
+
+    /// Adds memory that somebody else owns.
+    ///
+    /// # Errors
+    /// See [`RegionError`].
+    ///
+    /// # Safety
+    /// `host .. host + bytes` must stay reserved for this use until [`Self::remove`] has returned
+    /// and every processor has noticed (see [`Self::generation`]). It need not be mapped all the
+    /// time: see the crate's handling of host faults.
+    pub unsafe fn add_foreign(
+        &self,
+        base: Hpa,
+        host: NonNull<u8>,
+        bytes: u64,
+        protection: Protection,
+    ) -> Result<(), RegionError> {
+        self.insert(Region {
+            base,
+            bytes,
+            host,
+            protection,
+            _owner: None,
+        })
+    }
+
+    fn insert(&self, region: Region) -> Result<(), RegionError> {
+        let host = region.host.as_ptr() as u64;
+        if (region.base.0 | region.bytes | host) % PAGE != 0 || region.bytes == 0 {
+            return Err(RegionError::Unaligned);
+        }
+        let end = region
+            .base
+            .0
+            .checked_add(region.bytes)
+            .ok_or(RegionError::Overlap)?;
+        let mut guard = self.regions.write().unwrap_or_else(|e| e.into_inner());
+        let hit = |r: &Region| r.base.0 < end && region.base.0 < r.base.0 + r.bytes;
+        if guard.iter().any(hit) {
+            return Err(RegionError::Overlap);
+        }
+        let mut all = guard.to_vec();
+        all.push(region);
+        all.sort_by_key(|r| r.base);
+        *guard = all.into();
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Removes the region that starts at `base`; false if there is none.
+    ///
+    /// Processors may use the memory until they have noticed the new [`Self::generation`].
+    pub fn remove(&self, base: Hpa) -> bool {
+        let mut guard = self.regions.write().unwrap_or_else(|e| e.into_inner());
+        let before = guard.len();
+        let rest: Vec<_> = guard.iter().filter(|r| r.base != base).cloned().collect();
+        let found = rest.len() != before;
+        *guard = rest.into();
+        self.generation.fetch_add(1, Ordering::Release);
+        found
+    }
+
+    /// Returns a number that changes whenever a region is added or removed. A processor that has
+    /// cached host pointers drops them when it sees a new one.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Returns the host page behind a physical page, if there is RAM or ROM.
+    #[must_use]
+    pub fn host_page(&self, address: Hpa) -> Option<HostPage> {
+        let page = address.page().0;
+        let guard = self.regions.read().unwrap_or_else(|e| e.into_inner());
+        let index = guard.partition_point(|r| r.base.0 <= page).checked_sub(1)?;
+        let region = &guard[index];
+        let offset = page - region.base.0;
+        if offset >= region.bytes {
+            return None;
+        }
+        // SAFETY: `offset` lies inside the region, whose memory is one allocation or mapping.
+        let host = unsafe { region.host.add(offset as usize) };
+        Some(HostPage {
+            host,
+            protection: region.protection,
+        })
+    }
+
+    fn for_each_byte(
+        &self,
+        address: Hpa,
+        length: usize,
+        mut f: impl FnMut(usize, Option<&AtomicU8>),
+    ) {
+        let mut done = 0;
+        while done < length {
+            let at = address.offset(done as u64);
+            let part = (length - done).min((PAGE - at.page_offset()) as usize);
+            let page = self.host_page(at);
+            for i in 0..part {
+                let byte = page.map(|p| {
+                    // SAFETY: inside the page, which the map keeps valid; atomic access, so a
+                    // concurrent guest access is no data race.
+                    unsafe {
+                        &*p.host
+                            .as_ptr()
+                            .add(at.page_offset() as usize + i)
+                            .cast::<AtomicU8>()
+                    }
+                });
+                f(done + i, byte);
+            }
+            done += part;
+        }
+    }
+
+    /// Fills `bytes` from memory; all ones where there is none.
+    pub fn read_bytes(&self, address: Hpa, bytes: &mut [u8]) {
+        let length = bytes.len();
+        self.for_each_byte(address, length, |i, byte| {
+            bytes[i] = byte.map_or(0xff, |b| b.load(Ordering::Relaxed));
+        });
+    }
+
+    /// Stores `bytes`; dropped where there is no memory. Does not honour [`Protection::ReadOnly`]:
+    /// this is the host program's own access.
+    pub fn write_bytes(&self, address: Hpa, bytes: &[u8]) {
+        self.for_each_byte(address, bytes.len(), |i, byte| {
+            if let Some(b) = byte {
+                b.store(bytes[i], Ordering::Relaxed);
+            }
+        });
+    }
+}
+
+impl PhysicalMemory for &PhysMap {
+    fn read(&self, address: Hpa, bytes: &mut [u8]) {
+        self.read_bytes(address, bytes);
+    }
+
+    fn write(&mut self, address: Hpa, bytes: &[u8]) {
+        self.write_bytes(address, bytes);
+    }
+}

@@ -1,0 +1,51 @@
+//! Operating modes (SDM Vol. 3A, "Modes of Operation").
+
+use vmx_model::arch::{ArchState, Cr0, Efer, Rflags, SegmentRegister};
+
+/// The operating mode that decides how an instruction is decoded and executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Real-address mode.
+    Real,
+    /// Virtual-8086 mode.
+    Virtual8086,
+    /// Protected mode outside IA-32e mode.
+    Protected,
+    /// Compatibility mode: IA-32e mode with CS.L = 0.
+    Compatibility,
+    /// 64-bit mode.
+    Long,
+}
+
+impl Mode {
+    /// Returns the mode of a processor in `state`.
+    #[must_use]
+    pub fn of(state: &ArchState) -> Self {
+        if !state.cr0.contains(Cr0::PE) {
+            Self::Real
+        } else if state.efer.contains(Efer::LMA) {
+            let long = state.segment(SegmentRegister::Cs).access.is_long();
+            if long {
+                Self::Long
+            } else {
+                Self::Compatibility
+            }
+        } else if state.rflags.contains(Rflags::VM) {
+            Self::Virtual8086
+        } else {
+            Self::Protected
+        }
+    }
+
+    /// Whether segments are loaded by shifting selectors: real-address and virtual-8086 mode.
+    #[must_use]
+    pub const fn is_real_style(self) -> bool {
+        matches!(self, Self::Real | Self::Virtual8086)
+    }
+
+    /// Whether EFER.LMA is 1: compatibility or 64-bit mode.
+    #[must_use]
+    pub const fn is_ia32e(self) -> bool {
+        matches!(self, Self::Compatibility | Self::Long)
+    }
+}
