@@ -181,18 +181,28 @@ bitflags! {
     /// CR0.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-    #[allow(missing_docs, reason = "the names are the documentation")]
     pub struct Cr0: u64 {
+        /// Protection enable.
         const PE = 1 << 0;
+        /// Monitor coprocessor.
         const MP = 1 << 1;
+        /// Emulation.
         const EM = 1 << 2;
+        /// Task switched.
         const TS = 1 << 3;
+        /// Extension type.
         const ET = 1 << 4;
+        /// Numeric error.
         const NE = 1 << 5;
+        /// Write protect.
         const WP = 1 << 16;
+        /// Alignment mask.
         const AM = 1 << 18;
+        /// Not write-through.
         const NW = 1 << 29;
+        /// Cache disable.
         const CD = 1 << 30;
+        /// Paging.
         const PG = 1 << 31;
         const _ = !0;
     }
@@ -200,34 +210,60 @@ bitflags! {
     /// CR4.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-    #[allow(missing_docs, reason = "the names are the documentation")]
     pub struct Cr4: u64 {
+        /// Virtual-8086 mode extensions.
         const VME = 1 << 0;
+        /// Protected-mode virtual interrupts.
         const PVI = 1 << 1;
+        /// Time stamp disable.
         const TSD = 1 << 2;
+        /// Debugging extensions.
         const DE = 1 << 3;
+        /// Page size extensions.
         const PSE = 1 << 4;
+        /// Physical address extension.
         const PAE = 1 << 5;
+        /// Machine-check enable.
         const MCE = 1 << 6;
+        /// Page global enable.
         const PGE = 1 << 7;
+        /// Performance-monitoring counter enable.
         const PCE = 1 << 8;
+        /// Operating system support for FXSAVE and FXRSTOR.
         const OSFXSR = 1 << 9;
+        /// Operating system support for unmasked SIMD floating-point exceptions.
         const OSXMMEXCPT = 1 << 10;
+        /// User-mode instruction prevention.
         const UMIP = 1 << 11;
+        /// 57-bit linear addresses.
         const LA57 = 1 << 12;
+        /// VMX enable.
         const VMXE = 1 << 13;
+        /// SMX enable.
         const SMXE = 1 << 14;
+        /// Enables RDFSBASE, RDGSBASE, WRFSBASE and WRGSBASE.
         const FSGSBASE = 1 << 16;
+        /// PCID enable.
         const PCIDE = 1 << 17;
+        /// XSAVE and processor extended states enable.
         const OSXSAVE = 1 << 18;
+        /// Key locker enable.
         const KL = 1 << 19;
+        /// Supervisor-mode execution prevention.
         const SMEP = 1 << 20;
+        /// Supervisor-mode access prevention.
         const SMAP = 1 << 21;
+        /// Protection keys for user-mode pages.
         const PKE = 1 << 22;
+        /// Control-flow enforcement technology.
         const CET = 1 << 23;
+        /// Protection keys for supervisor-mode pages.
         const PKS = 1 << 24;
+        /// User interrupts enable.
         const UINTR = 1 << 25;
+        /// Linear-address masking for supervisor pointers.
         const LAM_SUP = 1 << 28;
+        /// Flexible return and event delivery.
         const FRED = 1 << 32;
         const _ = !0;
     }
@@ -235,11 +271,14 @@ bitflags! {
     /// IA32_EFER.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-    #[allow(missing_docs, reason = "the names are the documentation")]
     pub struct Efer: u64 {
+        /// SYSCALL enable.
         const SCE = 1 << 0;
+        /// IA-32e mode enable.
         const LME = 1 << 8;
+        /// IA-32e mode active.
         const LMA = 1 << 10;
+        /// Execute-disable bit enable.
         const NXE = 1 << 11;
         const _ = !0;
     }
@@ -247,26 +286,42 @@ bitflags! {
     /// RFLAGS.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-    #[allow(missing_docs, reason = "the names are the documentation")]
     pub struct Rflags: u64 {
+        /// Carry flag.
         const CF = 1 << 0;
         /// Bit 1 is always one.
         const FIXED1 = 1 << 1;
+        /// Parity flag.
         const PF = 1 << 2;
+        /// Auxiliary carry flag.
         const AF = 1 << 4;
+        /// Zero flag.
         const ZF = 1 << 6;
+        /// Sign flag.
         const SF = 1 << 7;
+        /// Trap flag.
         const TF = 1 << 8;
+        /// Interrupt enable flag.
         const IF = 1 << 9;
+        /// Direction flag.
         const DF = 1 << 10;
+        /// Overflow flag.
         const OF = 1 << 11;
+        /// I/O privilege level.
         const IOPL = 3 << 12;
+        /// Nested task.
         const NT = 1 << 14;
+        /// Resume flag.
         const RF = 1 << 16;
+        /// Virtual-8086 mode.
         const VM = 1 << 17;
+        /// Alignment check, or access control.
         const AC = 1 << 18;
+        /// Virtual interrupt flag.
         const VIF = 1 << 19;
+        /// Virtual interrupt pending.
         const VIP = 1 << 20;
+        /// ID flag.
         const ID = 1 << 21;
         /// The six arithmetic status flags.
         const STATUS = 0x8d5;

@@ -11,6 +11,10 @@
 
 pub mod addr;
 pub mod arch;
+pub mod capability;
+pub mod controls;
 pub mod event;
+pub mod field;
 pub mod memory;
 pub mod outcome;
+pub mod vmcs;
