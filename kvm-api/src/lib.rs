@@ -1,1 +1,26 @@
 //! Linux's KVM ioctl semantics: a hypervisor on a software VT-x processor.
+//!
+//! [`Kvm`], [`Vm`] and [`Vcpu`] have one method for each ioctl, in the types of `kvm-bindings`;
+//! code written for the `kvm-ioctls` crate ports by changing its imports. Below them, [`abi`] is
+//! the kernel's own interface: request numbers, layouts, errnos and order of checks, on real file
+//! descriptors. We follow Linux 6.12 on an Intel host (`Documentation/virt/kvm/api.rst`, cited by
+//! section; the SDM's edition is that of `vmx-model`).
+
+pub mod abi;
+pub mod caps;
+mod dispatch;
+mod enable_cap;
+pub mod errno;
+mod fd;
+mod memslots;
+mod mm;
+mod registry;
+mod run_page;
+mod system;
+mod uaccess;
+pub mod uapi;
+mod vm;
+
+pub use errno::{Errno, Result};
+pub use system::Kvm;
+pub use vm::Vm;

@@ -1,0 +1,80 @@
+//! The raw ABI: KVM's ioctls on real file descriptors (api.rst, "General description").
+//!
+//! [`open_system`] gives what `open("/dev/kvm")` gives; [`ioctl`] answers for the descriptors of
+//! this module and says of any other that it is not ours. `mmap`, `dup` and `close` are the plain
+//! system calls; [`close`] also lets the object go at once.
+//!
+//! The order of checks is the kernel's: another address space (a forked child) gets EIO from VM,
+//! vCPU and device descriptors before the request is looked at; then a foreign request is EINVAL
+//! on the system and on a vCPU, ENOTTY on a VM and a device.
+
+use crate::dispatch::find;
+use crate::errno::{Errno, Result};
+use crate::fd::{self, Backing};
+use crate::mm;
+use crate::registry::{self, Entry, Object};
+use crate::system::{self, Kvm};
+use crate::vm;
+use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::Arc;
+
+/// Opens the system, as `open("/dev/kvm", O_RDWR | O_CLOEXEC)` does.
+///
+/// # Errors
+/// EMFILE, ENFILE, ENOMEM.
+///
+/// # Examples
+/// ```
+/// use kvm_api::{abi, uapi::KVM_GET_API_VERSION};
+/// let system = abi::open_system()?;
+/// assert_eq!(abi::ioctl(system, KVM_GET_API_VERSION, 0), Some(Ok(12)));
+/// abi::close(system)?;
+/// # Ok::<(), kvm_api::Errno>(())
+/// ```
+pub fn open_system() -> Result<RawFd> {
+    let (backing, fd) = Backing::new(c"kvm", 0)?;
+    registry::insert(backing.id(), Object::System(Arc::new(Kvm::with_backing(backing))));
+    Ok(fd.into_raw_fd())
+}
+
+/// Performs an ioctl; nothing if `fd` is not one of ours.
+///
+/// The caller answers for `arg` as it does towards the kernel: where the request says that memory
+/// is written, it is.
+pub fn ioctl(fd: RawFd, request: u32, arg: u64) -> Option<Result<i64>> {
+    let entry = registry::lookup(fd)?;
+    Some(perform(&entry, request, arg))
+}
+
+fn perform(entry: &Entry, request: u32, arg: u64) -> Result<i64> {
+    match &entry.object {
+        Object::System(kvm) => match find(system::IOCTLS, request) {
+            Some(handler) => handler(kvm, arg),
+            None => Err(Errno::EINVAL),
+        },
+        _ if entry.owner != mm::current() => Err(Errno::EIO),
+        Object::Vm(vm) => match find(vm::IOCTLS, request) {
+            Some(handler) => handler(vm, arg),
+            None => Err(Errno::ENOTTY),
+        },
+    }
+}
+
+/// Whether a descriptor is one of ours.
+#[must_use]
+pub fn owns(fd: RawFd) -> bool {
+    registry::lookup(fd).is_some()
+}
+
+/// Closes a descriptor, and the object behind it if this was its last reference.
+///
+/// # Errors
+/// EBADF.
+pub fn close(fd: RawFd) -> Result<()> {
+    let ours = owns(fd);
+    fd::close(fd)?;
+    if ours {
+        registry::sweep();
+    }
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! Real file descriptors for KVM's objects.
+//!
+//! Each object has a memfd behind it: `dup`, `close`, close-on-exec, `SCM_RIGHTS` and, for a
+//! vCPU, `mmap` are then the kernel's own. An object is known by the memfd's device and inode;
+//! [`Backing`] holds a mapping, so that the inode lives, and is not given anew, as long as the
+//! object does. What a memfd does otherwise than an anonymous inode (its name, `read`, `lseek`,
+//! `mmap` of a VM) is a known difference.
+#![expect(unsafe_code, reason = "the fd and mmap edge")]
+
+use crate::errno::{Errno, Result};
+use crate::uapi::PAGE_SIZE;
+use core::ffi::CStr;
+use core::ptr::NonNull;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// Device and inode of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct FileId {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+/// Returns the identity of the file that `fd` names, if it is open.
+pub(crate) fn identity(fd: RawFd) -> Option<FileId> {
+    let mut stat = core::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is writable and of the right size; any `fd` may be asked.
+    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: fstat succeeded, so it filled the struct.
+    let stat = unsafe { stat.assume_init() };
+    Some(FileId { device: stat.st_dev, inode: stat.st_ino })
+}
+
+/// Closes a descriptor.
+pub(crate) fn close(fd: RawFd) -> Result<()> {
+    // SAFETY: closing is what the caller of the ABI asks for; a bad `fd` is EBADF.
+    if unsafe { libc::close(fd) } == 0 { Ok(()) } else { Err(Errno::last()) }
+}
+
+/// The memory file behind an object, mapped by us.
+#[derive(Debug)]
+pub(crate) struct Backing {
+    id: FileId,
+    map: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the value and lives as long as it does; access to the bytes goes
+// through `RunPage`, which treats them as shared with the caller.
+unsafe impl Send for Backing {}
+// SAFETY: as above.
+unsafe impl Sync for Backing {}
+
+impl Backing {
+    /// Makes a memory file of `bytes` bytes, sealed against changes of size, and maps it. Its
+    /// descriptor, close-on-exec, is the caller's to hand out.
+    ///
+    /// # Errors
+    /// EMFILE, ENFILE, ENOMEM.
+    pub(crate) fn new(name: &CStr, bytes: u64) -> Result<(Self, OwnedFd)> {
+        // SAFETY: `name` is a C string.
+        let raw = unsafe {
+            libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING)
+        };
+        if raw < 0 {
+            return Err(Errno::last());
+        }
+        // SAFETY: a new descriptor that nobody else owns.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        set_size(&fd, bytes)?;
+        let len = usize::try_from(bytes.max(PAGE_SIZE)).expect("at most a few pages");
+        let map = map_shared(&fd, len)?;
+        let id = identity(raw).ok_or(Errno::EBADF);
+        let backing = Self { id: id?, map, len };
+        Ok((backing, fd))
+    }
+
+    /// Returns the file's identity.
+    pub(crate) const fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Returns the first byte of the mapping.
+    pub(crate) const fn start(&self) -> NonNull<u8> {
+        self.map
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new`, has this length, and nothing refers to it any
+        // more: `RunPage` borrows it through the `Arc` that holds this value.
+        unsafe { libc::munmap(self.map.as_ptr().cast(), self.len) };
+    }
+}
+
+fn set_size(fd: &OwnedFd, bytes: u64) -> Result<()> {
+    let size = libc::off_t::try_from(bytes).expect("at most a few pages");
+    // SAFETY: our own descriptor.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), size) } != 0 {
+        return Err(Errno::last());
+    }
+    // Without F_SEAL_SHRINK the caller could take the pages from under our mapping.
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: our own descriptor.
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+        return Err(Errno::last());
+    }
+    Ok(())
+}
+
+fn map_shared(fd: &OwnedFd, len: usize) -> Result<NonNull<u8>> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let map = unsafe {
+        libc::mmap(core::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+    };
+    if map == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    Ok(NonNull::new(map.cast()).expect("mmap does not give null without MAP_FIXED"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dup_has_the_same_identity_and_another_file_has_not() {
+        let (a, fd) = Backing::new(c"a", PAGE_SIZE).expect("a descriptor");
+        let (b, _other) = Backing::new(c"b", 0).expect("a descriptor");
+        let dup = fd.try_clone().expect("a descriptor");
+        assert_eq!(identity(dup.as_raw_fd()), Some(a.id()));
+        assert_ne!(a.id(), b.id());
+        assert_eq!(identity(-1), None);
+    }
+
+    #[test]
+    fn the_size_is_sealed() {
+        let (_backing, fd) = Backing::new(c"a", PAGE_SIZE).expect("a descriptor");
+        // SAFETY: a descriptor of this test's.
+        assert_eq!(unsafe { libc::ftruncate(fd.as_raw_fd(), 0) }, -1);
+    }
+}

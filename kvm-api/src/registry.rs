@@ -1,0 +1,133 @@
+//! Which descriptor is which object, and how long an object lives.
+//!
+//! The kernel counts references of files; we see a descriptor only when it comes to us. So an
+//! object is held here from its creation until no descriptor of this process names its memory
+//! file and no mapping but ours shows it. That is looked up in `/proc/self` by [`sweep`], at each
+//! `close` that passes through [`crate::abi::close`] and before a new VM is made. A descriptor
+//! that is only in flight (`SCM_RIGHTS`) or in another process does not hold an object.
+
+use crate::fd::{self, FileId};
+use crate::mm::{self, MmId};
+use crate::system::Kvm;
+use crate::vm::Vm;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::RawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a descriptor names.
+#[derive(Clone, Debug)]
+pub(crate) enum Object {
+    /// `/dev/kvm`.
+    System(Arc<Kvm>),
+    /// A VM.
+    Vm(Arc<Vm>),
+}
+
+/// An object and the address space that made it.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) object: Object,
+    pub(crate) owner: MmId,
+}
+
+type Registry = BTreeMap<FileId, Entry>;
+
+static REGISTRY: Mutex<Registry> = Mutex::new(BTreeMap::new());
+
+fn registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Enters an object made by the current address space.
+pub(crate) fn insert(id: FileId, object: Object) {
+    fork::guard();
+    registry().insert(id, Entry { object, owner: mm::current() });
+}
+
+/// Returns the object that a descriptor names.
+pub(crate) fn lookup(descriptor: RawFd) -> Option<Entry> {
+    let id = fd::identity(descriptor)?;
+    registry().get(&id).cloned()
+}
+
+/// Lets go of every object that no descriptor and no mapping of this process names any more.
+pub(crate) fn sweep() {
+    let Some(used) = files_in_use() else { return };
+    let dead: Vec<Entry> = {
+        let mut registry = registry();
+        let ids: Vec<FileId> =
+            registry.keys().filter(|id| !used.contains(id)).copied().collect();
+        ids.iter().filter_map(|id| registry.remove(id)).collect()
+    };
+    // Dropped outside the lock: a VM that ends runs VMCLEAR and VMXOFF.
+    drop(dead);
+}
+
+/// Returns the files that are open or, more than once, mapped; nothing if `/proc` is not there.
+fn files_in_use() -> Option<HashSet<FileId>> {
+    let mut used: HashSet<FileId> = std::fs::read_dir("/proc/self/fd")
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(fd::identity)
+        .collect();
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    let mut mapped: HashMap<FileId, u32> = HashMap::new();
+    for id in maps.lines().filter_map(file_of_mapping) {
+        *mapped.entry(id).or_default() += 1;
+    }
+    used.extend(mapped.into_iter().filter(|(_, count)| *count > 1).map(|(id, _)| id));
+    Some(used)
+}
+
+/// Parses device and inode from a line of `/proc/self/maps` (`start-end perms offset dev inode`).
+fn file_of_mapping(line: &str) -> Option<FileId> {
+    let mut words = line.split_ascii_whitespace().skip(3);
+    let (major, minor) = words.next()?.split_once(':')?;
+    let (major, minor) =
+        (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
+    Some(FileId { device: libc::makedev(major, minor), inode: words.next()?.parse().ok()? })
+}
+
+/// Keeps the registry usable in a forked child: no other thread holds its lock at the fork.
+mod fork {
+    #![expect(unsafe_code, reason = "pthread_atfork")]
+    use super::{MutexGuard, Registry, registry};
+    use std::cell::RefCell;
+    use std::sync::Once;
+
+    thread_local! {
+        static HELD: RefCell<Option<MutexGuard<'static, Registry>>> = const { RefCell::new(None) };
+    }
+
+    extern "C" fn prepare() {
+        let guard = registry();
+        HELD.with_borrow_mut(|held| *held = Some(guard));
+    }
+
+    extern "C" fn release() {
+        HELD.with_borrow_mut(Option::take);
+    }
+
+    /// Sets the handlers up, once.
+    pub(super) fn guard() {
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            // SAFETY: the handlers live as long as the process and do not unwind. If there is no
+            // memory for them, a fork at a bad moment can leave the child's registry locked.
+            unsafe { libc::pthread_atfork(Some(prepare), Some(release), Some(release)) };
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_parsed() {
+        let line = "7f0c8a000000-7f0c8a003000 rw-s 00000000 00:01 1234    /memfd:kvm (deleted)";
+        let id = file_of_mapping(line).expect("a file");
+        assert_eq!(id, FileId { device: libc::makedev(0, 1), inode: 1234 });
+        assert_eq!(file_of_mapping("nonsense"), None);
+    }
+}

@@ -1,0 +1,256 @@
+//! A VM: its ioctls, memory slots and configuration (api.rst, "VM ioctls").
+
+use crate::caps;
+use crate::dispatch::{Row, done, get};
+use crate::enable_cap;
+use crate::errno::{Errno, Result};
+use crate::fd::{Backing, FileId};
+use crate::memslots::{Change, Harvest, Memslots, NewBitmap, check_slot_number, max_gfn};
+use crate::uaccess::UserPtr;
+use crate::uapi::*;
+use kvm_bindings::{
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_userspace_memory_region2,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The VM ioctls. A request that is not here is ENOTTY.
+pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
+    Row::new(KVM_CHECK_EXTENSION, |vm, arg| Ok(vm.check_extension(arg))),
+    Row::new(KVM_SET_USER_MEMORY_REGION, |vm, arg| {
+        done(get(arg).and_then(|region| vm.set_user_memory_region(region)))
+    }),
+    Row::new(KVM_SET_USER_MEMORY_REGION2, |vm, arg| {
+        done(get(arg).and_then(|region| vm.set_user_memory_region2(region)))
+    }),
+    Row::new(KVM_GET_DIRTY_LOG, |vm, arg| done(vm.get_dirty_log_to(arg))),
+    Row::new(KVM_CLEAR_DIRTY_LOG, |vm, arg| done(vm.clear_dirty_log_from(arg))),
+    Row::new(KVM_SET_TSS_ADDR, |vm, arg| done(vm.set_tss_address(arg))),
+    Row::new(KVM_SET_IDENTITY_MAP_ADDR, |vm, arg| done(vm.set_identity_map_address_from(arg))),
+    Row::new(KVM_SET_BOOT_CPU_ID, |vm, arg| done(vm.set_boot_cpu_id(arg))),
+    Row::new(KVM_SET_NR_MMU_PAGES, |vm, arg| done(vm.set_nr_mmu_pages(arg))),
+    Row::new(KVM_ENABLE_CAP, |vm, arg| done(get(arg).and_then(|cap| vm.enable_cap(&cap)))),
+];
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Vm {
+    backing: Backing,
+    memslots: Mutex<Arc<Memslots>>,
+    config: Mutex<VmConfig>,
+}
+
+/// What VM ioctls have set, but the memory slots.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct VmConfig {
+    /// vCPUs made so far; an id whose descriptor was closed still counts.
+    pub(crate) created_vcpus: u32,
+    /// Ids are below this, if set.
+    pub(crate) max_vcpu_ids: Option<u32>,
+    /// Id of the bootstrap processor.
+    pub(crate) bsp_vcpu_id: u32,
+    /// Guest-physical address of the EPT identity table; 0 is the default address.
+    pub(crate) identity_map_address: u64,
+    /// Options of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
+    pub(crate) manual_dirty_log: u64,
+    /// What KVM_ENABLE_CAP has set beyond the above.
+    pub(crate) enabled: enable_cap::Enabled,
+}
+
+impl Vm {
+    pub(crate) fn new(backing: Backing) -> Self {
+        Self { backing, memslots: Mutex::default(), config: Mutex::default() }
+    }
+
+    /// Returns the file behind the VM's descriptor.
+    pub(crate) const fn file(&self) -> FileId {
+        self.backing.id()
+    }
+
+    /// Returns the configuration, locked.
+    pub(crate) fn config(&self) -> MutexGuard<'_, VmConfig> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the slots as they are now.
+    pub(crate) fn memslots(&self) -> Arc<Memslots> {
+        self.memslots.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the value of a capability for this VM: api.rst, "KVM_CHECK_EXTENSION".
+    #[must_use]
+    pub fn check_extension(&self, capability: u64) -> i64 {
+        caps::vm_value(capability)
+    }
+
+    /// Makes, moves, deletes or changes a memory slot: api.rst, "KVM_SET_USER_MEMORY_REGION".
+    ///
+    /// # Errors
+    /// EINVAL: flags other than LOG_DIRTY_PAGES and READONLY, and as
+    /// [`Self::set_user_memory_region2`].
+    pub fn set_user_memory_region(&self, region: kvm_userspace_memory_region) -> Result<()> {
+        if region.flags & !(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.set_user_memory_region2(kvm_userspace_memory_region2 {
+            slot: region.slot,
+            flags: region.flags,
+            guest_phys_addr: region.guest_phys_addr,
+            memory_size: region.memory_size,
+            userspace_addr: region.userspace_addr,
+            ..Default::default()
+        })
+    }
+
+    /// Makes, moves, deletes or changes a memory slot: api.rst, "KVM_SET_USER_MEMORY_REGION2".
+    ///
+    /// The guest reaches the caller's memory at `userspace_addr` as long as the slot is there;
+    /// pages that are not mapped are EFAULT from KVM_RUN.
+    ///
+    /// # Errors
+    /// EINVAL: slot number, flags, an address or size that is not of whole pages or not of user
+    /// space, a size above 2^31 - 1 pages, the end above the processor's MAXPHYADDR, a slot to be
+    /// deleted that is not there, or a change of size, user address or READONLY. EEXIST: it
+    /// overlaps another slot. ENOMEM: no memory for the dirty bitmap.
+    #[allow(clippy::needless_pass_by_value, reason = "as in the kvm-ioctls crate")]
+    pub fn set_user_memory_region2(&self, region: kvm_userspace_memory_region2) -> Result<()> {
+        let new_bitmap = match self.config().manual_dirty_log & 2 {
+            0 => NewBitmap::Clear,
+            _ => NewBitmap::InitiallySet,
+        };
+        let mut slots = self.memslots.lock().unwrap_or_else(PoisonError::into_inner);
+        let (new, change) = slots.set(&region, max_gfn(caps::PHYSICAL_ADDRESS_BITS), new_bitmap)?;
+        if change != Change::Nothing {
+            *slots = Arc::new(new);
+        }
+        Ok(())
+    }
+
+    /// Returns the pages of a slot that the guest has written: api.rst, "KVM_GET_DIRTY_LOG".
+    ///
+    /// # Errors
+    /// EINVAL: the slot number; ENOENT: no slot, or it does not log.
+    pub fn get_dirty_log(&self, slot: u32) -> Result<Vec<u64>> {
+        let slots = self.memslots();
+        let (_, dirty) = slots.logging(slot)?;
+        let how = if self.config().manual_dirty_log & 1 == 0 { Harvest::Clear } else { Harvest::Keep };
+        Ok(dirty.harvest(how))
+    }
+
+    fn get_dirty_log_to(&self, arg: u64) -> Result<()> {
+        let log: DirtyLog = get(arg)?;
+        let bits = self.get_dirty_log(log.slot)?;
+        UserPtr(log.dirty_bitmap).write_array(&bits)
+    }
+
+    /// Clears bits of a slot's dirty log: api.rst, "KVM_CLEAR_DIRTY_LOG".
+    ///
+    /// # Errors
+    /// EINVAL: slot number, `first_page` not a multiple of 64, a range outside the slot, or a
+    /// length that is no multiple of 64 and does not end at the slot's end. ENOENT: no slot, or
+    /// it does not log.
+    pub fn clear_dirty_log(&self, slot: u32, first_page: u64, pages: u32, bits: &[u64]) -> Result<()> {
+        self.clear_dirty_log_with(slot, first_page, pages, |_| Ok(bits.to_vec()))
+    }
+
+    fn clear_dirty_log_with(
+        &self,
+        slot: u32,
+        first_page: u64,
+        pages: u32,
+        bits: impl FnOnce(usize) -> Result<Vec<u64>>,
+    ) -> Result<()> {
+        check_slot_number(slot)?;
+        if first_page % 64 != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let slots = self.memslots();
+        let (slot, dirty) = slots.logging(slot)?;
+        let rest = slot.npages.checked_sub(first_page).ok_or(Errno::EINVAL)?;
+        let pages = u64::from(pages);
+        if pages > rest || (pages < rest && pages % 64 != 0) {
+            return Err(Errno::EINVAL);
+        }
+        let words = usize::try_from(pages.div_ceil(64)).expect("at most 2^31 pages");
+        let mut mask = bits(words)?;
+        mask.resize(words, 0);
+        if let (Some(last), 1..) = (mask.last_mut(), pages % 64) {
+            *last &= (1 << (pages % 64)) - 1;
+        }
+        dirty.clear_range(first_page, &mask);
+        Ok(())
+    }
+
+    fn clear_dirty_log_from(&self, arg: u64) -> Result<()> {
+        let log: ClearDirtyLog = get(arg)?;
+        let bitmap = UserPtr(log.dirty_bitmap);
+        self.clear_dirty_log_with(log.slot, log.first_page, log.num_pages, |words| {
+            bitmap.read_array(words)
+        })
+    }
+
+    /// Sets where the three pages of the TSS for virtual-8086 mode lie: api.rst,
+    /// "KVM_SET_TSS_ADDR". With "unrestricted guest", which our processor has, nothing uses them.
+    ///
+    /// # Errors
+    /// EINVAL: above 0xffffd000.
+    pub fn set_tss_address(&self, address: u64) -> Result<()> {
+        if address > 0xffff_d000 { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// Sets where the identity-mapped page table lies: api.rst, "KVM_SET_IDENTITY_MAP_ADDR". With
+    /// "unrestricted guest" nothing uses it.
+    ///
+    /// # Errors
+    /// EINVAL: a vCPU exists.
+    pub fn set_identity_map_address(&self, address: u64) -> Result<()> {
+        let mut config = self.config();
+        if config.created_vcpus != 0 {
+            return Err(Errno::EINVAL);
+        }
+        config.identity_map_address = if address == 0 { 0xfffb_c000 } else { address };
+        Ok(())
+    }
+
+    fn set_identity_map_address_from(&self, arg: u64) -> Result<()> {
+        if self.config().created_vcpus != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.set_identity_map_address(get(arg)?)
+    }
+
+    /// Says which vCPU is the bootstrap processor: api.rst, "KVM_SET_BOOT_CPU_ID".
+    ///
+    /// # Errors
+    /// EBUSY: a vCPU exists; EINVAL: above the largest id.
+    pub fn set_boot_cpu_id(&self, id: u64) -> Result<()> {
+        let mut config = self.config();
+        if config.created_vcpus != 0 {
+            return Err(Errno::EBUSY);
+        }
+        // The kernel compares with ">", so that the number of ids itself passes.
+        let limit = config.max_vcpu_ids.unwrap_or(MAX_VCPU_IDS);
+        let id = u32::try_from(id).ok().filter(|id| *id <= limit).ok_or(Errno::EINVAL)?;
+        config.bsp_vcpu_id = id;
+        Ok(())
+    }
+
+    /// Limits the pages of shadow page tables, of which we have none: api.rst,
+    /// "KVM_SET_NR_MMU_PAGES".
+    ///
+    /// # Errors
+    /// EINVAL: below 64.
+    pub fn set_nr_mmu_pages(&self, pages: u64) -> Result<()> {
+        // The kernel takes an unsigned int.
+        if pages & 0xffff_ffff < 64 { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
+    /// Enables a capability: api.rst, "KVM_ENABLE_CAP" and "Capabilities that can be enabled on
+    /// VMs".
+    ///
+    /// # Errors
+    /// EINVAL: flags, an unknown capability, or its own rules.
+    pub fn enable_cap(&self, cap: &kvm_enable_cap) -> Result<()> {
+        enable_cap::enable_on_vm(self, cap)
+    }
+}
