@@ -33,7 +33,10 @@ use std::sync::Arc;
 /// ```
 pub fn open_system() -> Result<RawFd> {
     let (backing, fd) = Backing::new(c"kvm", 0)?;
-    registry::insert(backing.id(), Object::System(Arc::new(Kvm::with_backing(backing))));
+    registry::insert(
+        backing.id(),
+        Object::System(Arc::new(Kvm::with_backing(backing))),
+    );
     Ok(fd.into_raw_fd())
 }
 

@@ -21,7 +21,10 @@ impl<T> Row<T> {
 
 /// Returns the handler of a request.
 pub(crate) fn find<T>(table: &[Row<T>], request: u32) -> Option<fn(&T, u64) -> Result<i64>> {
-    table.iter().find(|row| row.request == request).map(|row| row.handler)
+    table
+        .iter()
+        .find(|row| row.request == request)
+        .map(|row| row.handler)
 }
 
 /// Copies the argument in.

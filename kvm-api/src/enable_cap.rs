@@ -83,13 +83,20 @@ pub(crate) fn enable_on_vm(vm: &Vm, cap: &kvm_enable_cap) -> Result<()> {
     if cap.flags != 0 {
         return Err(Errno::EINVAL);
     }
-    let row = VM_CAPABILITIES.iter().find(|row| row.0 == cap.cap).ok_or(Errno::EINVAL)?;
+    let row = VM_CAPABILITIES
+        .iter()
+        .find(|row| row.0 == cap.cap)
+        .ok_or(Errno::EINVAL)?;
     (row.1)(&mut vm.config(), cap)
 }
 
 /// Refuses bits outside `allowed`.
 fn only(cap: &kvm_enable_cap, allowed: u64) -> Result<()> {
-    if cap.args[0] & !allowed == 0 { Ok(()) } else { Err(Errno::EINVAL) }
+    if cap.args[0] & !allowed == 0 {
+        Ok(())
+    } else {
+        Err(Errno::EINVAL)
+    }
 }
 
 fn max_vcpu_id(config: &mut VmConfig, cap: &kvm_enable_cap) -> Result<()> {
@@ -98,7 +105,11 @@ fn max_vcpu_id(config: &mut VmConfig, cap: &kvm_enable_cap) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     // The kernel holds 0 until the number is set, or the first vCPU freezes the default.
-    let frozen = if config.created_vcpus == 0 { 0 } else { MAX_VCPU_IDS };
+    let frozen = if config.created_vcpus == 0 {
+        0
+    } else {
+        MAX_VCPU_IDS
+    };
     let held = config.max_vcpu_ids.unwrap_or(frozen);
     if config.bsp_vcpu_id > ids || (held != 0 && held != ids) {
         return Err(Errno::EINVAL);

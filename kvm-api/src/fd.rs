@@ -29,13 +29,20 @@ pub(crate) fn identity(fd: RawFd) -> Option<FileId> {
     }
     // SAFETY: fstat succeeded, so it filled the struct.
     let stat = unsafe { stat.assume_init() };
-    Some(FileId { device: stat.st_dev, inode: stat.st_ino })
+    Some(FileId {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
 }
 
 /// Closes a descriptor.
 pub(crate) fn close(fd: RawFd) -> Result<()> {
     // SAFETY: closing is what the caller of the ABI asks for; a bad `fd` is EBADF.
-    if unsafe { libc::close(fd) } == 0 { Ok(()) } else { Err(Errno::last()) }
+    if unsafe { libc::close(fd) } == 0 {
+        Ok(())
+    } else {
+        Err(Errno::last())
+    }
 }
 
 /// The memory file behind an object, mapped by us.
@@ -114,7 +121,14 @@ fn map_shared(fd: &OwnedFd, len: usize) -> Result<NonNull<u8>> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice.
     let map = unsafe {
-        libc::mmap(core::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd.as_raw_fd(), 0)
+        libc::mmap(
+            core::ptr::null_mut(),
+            len,
+            prot,
+            libc::MAP_SHARED,
+            fd.as_raw_fd(),
+            0,
+        )
     };
     if map == libc::MAP_FAILED {
         return Err(Errno::last());

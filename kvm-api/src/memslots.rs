@@ -67,9 +67,15 @@ impl DirtyBitmap {
         let len = usize::try_from(npages.div_ceil(64)).map_err(|_| Errno::ENOMEM)?;
         let mut words = Vec::new();
         words.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
-        let fill = if kind == NewBitmap::InitiallySet { u64::MAX } else { 0 };
+        let fill = if kind == NewBitmap::InitiallySet {
+            u64::MAX
+        } else {
+            0
+        };
         words.resize_with(len, || AtomicU64::new(fill));
-        Ok(Self { words: words.into_boxed_slice() })
+        Ok(Self {
+            words: words.into_boxed_slice(),
+        })
     }
 
     /// Marks a page, counted from the slot's start.
@@ -80,11 +86,17 @@ impl DirtyBitmap {
     }
 
     fn load(&self) -> Vec<u64> {
-        self.words.iter().map(|word| word.load(Ordering::Relaxed)).collect()
+        self.words
+            .iter()
+            .map(|word| word.load(Ordering::Relaxed))
+            .collect()
     }
 
     fn take(&self) -> Vec<u64> {
-        self.words.iter().map(|word| word.swap(0, Ordering::Relaxed)).collect()
+        self.words
+            .iter()
+            .map(|word| word.swap(0, Ordering::Relaxed))
+            .collect()
     }
 
     fn clear(&self, first_page: u64, mask: &[u64]) {
@@ -181,10 +193,18 @@ impl Memslots {
     }
 
     fn with(&self, id: u16, new: Option<Slot>) -> Self {
-        let mut slots: Vec<Slot> = self.slots.iter().filter(|slot| slot.id != id).cloned().collect();
+        let mut slots: Vec<Slot> = self
+            .slots
+            .iter()
+            .filter(|slot| slot.id != id)
+            .cloned()
+            .collect();
         slots.extend(new);
         slots.sort_by_key(|slot| slot.base_gfn);
-        Self { slots, generation: self.generation.wrapping_add(1) }
+        Self {
+            slots,
+            generation: self.generation.wrapping_add(1),
+        }
     }
 
     /// Returns the slot and its bitmap, in the checks of the dirty-log ioctls.
@@ -212,13 +232,18 @@ fn check_region(region: &kvm_userspace_memory_region2) -> Result<()> {
         || unaligned
         || user_end.is_none_or(|end| end > TASK_SIZE_MAX)
         || region.slot >> 16 >= ADDRESS_SPACES
-        || region.guest_phys_addr.checked_add(region.memory_size).is_none()
+        || region
+            .guest_phys_addr
+            .checked_add(region.memory_size)
+            .is_none()
         || region.memory_size / PAGE_SIZE > MEM_MAX_NR_PAGES;
     if refused { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 fn classify(old: Option<&Slot>, new: &Slot) -> Result<Change> {
-    let Some(old) = old else { return Ok(Change::Create) };
+    let Some(old) = old else {
+        return Ok(Change::Create);
+    };
     if new.userspace_addr != old.userspace_addr
         || new.npages != old.npages
         || (new.flags ^ old.flags) & KVM_MEM_READONLY != 0
@@ -368,7 +393,9 @@ mod tests {
         let mut slots = Memslots::default();
         set(&mut slots, (0, 0, 0x10000, 0x2000, HVA)).expect("a good region");
         set(&mut slots, (7, 0, 0x14000, 0x1000, HVA)).expect("a good region");
-        let ids: Vec<_> = (0xf..0x16).map(|gfn| slots.find(gfn).map(|slot| slot.id)).collect();
+        let ids: Vec<_> = (0xf..0x16)
+            .map(|gfn| slots.find(gfn).map(|slot| slot.id))
+            .collect();
         assert_eq!(ids, [None, Some(0), Some(0), None, None, Some(7), None]);
     }
 

@@ -42,7 +42,10 @@ pub(crate) fn current() -> MmId {
 }
 
 fn map_page() -> Page {
-    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let (prot, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
     // SAFETY: a new anonymous mapping at an address of the kernel's choice.
     let page = unsafe { libc::mmap(core::ptr::null_mut(), 4096, prot, flags, -1, 0) };
     assert_ne!(page, libc::MAP_FAILED, "one page of memory");

@@ -41,7 +41,13 @@ fn registry() -> MutexGuard<'static, Registry> {
 /// Enters an object made by the current address space.
 pub(crate) fn insert(id: FileId, object: Object) {
     fork::guard();
-    registry().insert(id, Entry { object, owner: mm::current() });
+    registry().insert(
+        id,
+        Entry {
+            object,
+            owner: mm::current(),
+        },
+    );
 }
 
 /// Returns the object that a descriptor names.
@@ -55,8 +61,11 @@ pub(crate) fn sweep() {
     let Some(used) = files_in_use() else { return };
     let dead: Vec<Entry> = {
         let mut registry = registry();
-        let ids: Vec<FileId> =
-            registry.keys().filter(|id| !used.contains(id)).copied().collect();
+        let ids: Vec<FileId> = registry
+            .keys()
+            .filter(|id| !used.contains(id))
+            .copied()
+            .collect();
         ids.iter().filter_map(|id| registry.remove(id)).collect()
     };
     // Dropped outside the lock: a VM that ends runs VMCLEAR and VMXOFF.
@@ -75,7 +84,12 @@ fn files_in_use() -> Option<HashSet<FileId>> {
     for id in maps.lines().filter_map(file_of_mapping) {
         *mapped.entry(id).or_default() += 1;
     }
-    used.extend(mapped.into_iter().filter(|(_, count)| *count > 1).map(|(id, _)| id));
+    used.extend(
+        mapped
+            .into_iter()
+            .filter(|(_, count)| *count > 1)
+            .map(|(id, _)| id),
+    );
     Some(used)
 }
 
@@ -83,9 +97,14 @@ fn files_in_use() -> Option<HashSet<FileId>> {
 fn file_of_mapping(line: &str) -> Option<FileId> {
     let mut words = line.split_ascii_whitespace().skip(3);
     let (major, minor) = words.next()?.split_once(':')?;
-    let (major, minor) =
-        (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?);
-    Some(FileId { device: libc::makedev(major, minor), inode: words.next()?.parse().ok()? })
+    let (major, minor) = (
+        u32::from_str_radix(major, 16).ok()?,
+        u32::from_str_radix(minor, 16).ok()?,
+    );
+    Some(FileId {
+        device: libc::makedev(major, minor),
+        inode: words.next()?.parse().ok()?,
+    })
 }
 
 /// Keeps the registry usable in a forked child: no other thread holds its lock at the fork.
@@ -127,7 +146,13 @@ mod tests {
     fn mappings_are_parsed() {
         let line = "7f0c8a000000-7f0c8a003000 rw-s 00000000 00:01 1234    /memfd:kvm (deleted)";
         let id = file_of_mapping(line).expect("a file");
-        assert_eq!(id, FileId { device: libc::makedev(0, 1), inode: 1234 });
+        assert_eq!(
+            id,
+            FileId {
+                device: libc::makedev(0, 1),
+                inode: 1234
+            }
+        );
         assert_eq!(file_of_mapping("nonsense"), None);
     }
 }

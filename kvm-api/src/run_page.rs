@@ -36,7 +36,11 @@ impl RunPage {
         // valid `T`; unaligned values are read bytewise by `read_unaligned` of a volatile copy.
         unsafe {
             let at = self.backing.start().as_ptr().add(offset).cast::<T>();
-            if at.is_aligned() { at.read_volatile() } else { at.read_unaligned() }
+            if at.is_aligned() {
+                at.read_volatile()
+            } else {
+                at.read_unaligned()
+            }
         }
     }
 
@@ -46,7 +50,11 @@ impl RunPage {
         // SAFETY: within the mapping (checked), which lives as long as `backing`.
         unsafe {
             let at = self.backing.start().as_ptr().add(offset).cast::<T>();
-            if at.is_aligned() { at.write_volatile(value) } else { at.write_unaligned(value) }
+            if at.is_aligned() {
+                at.write_volatile(value)
+            } else {
+                at.write_unaligned(value)
+            }
         }
     }
 
@@ -69,7 +77,9 @@ impl RunPage {
 
 /// Holds the module's invariant: an offset outside the pages is our own bug.
 fn check<T>(offset: usize, count: usize) {
-    let end = size_of::<T>().checked_mul(count).and_then(|bytes| bytes.checked_add(offset));
+    let end = size_of::<T>()
+        .checked_mul(count)
+        .and_then(|bytes| bytes.checked_add(offset));
     assert!(
         end.is_some_and(|end| end as u64 <= VCPU_MMAP_SIZE),
         "offsets are constants of struct kvm_run"

@@ -15,7 +15,9 @@ use std::sync::Arc;
 
 /// The system ioctls. A request that is not here is EINVAL.
 pub(crate) const IOCTLS: &[Row<Arc<Kvm>>] = &[
-    Row::new(KVM_GET_API_VERSION, |_, arg| no_argument(arg).map(|()| API_VERSION)),
+    Row::new(KVM_GET_API_VERSION, |_, arg| {
+        no_argument(arg).map(|()| API_VERSION)
+    }),
     Row::new(KVM_CREATE_VM, |kvm, arg| create_vm_fd(kvm, arg)),
     Row::new(KVM_CHECK_EXTENSION, |kvm, arg| Ok(kvm.check_extension(arg))),
     Row::new(KVM_GET_VCPU_MMAP_SIZE, |_, arg| {
@@ -47,7 +49,9 @@ impl Kvm {
 
     /// Opens the system behind a descriptor.
     pub(crate) fn with_backing(backing: Backing) -> Self {
-        Self { _backing: Some(backing) }
+        Self {
+            _backing: Some(backing),
+        }
     }
 
     /// Returns the version of the API: api.rst, "KVM_GET_API_VERSION".

@@ -75,8 +75,14 @@ fn copy_in(address: u64, to: *mut u8, len: usize) -> Result<()> {
     if len == 0 {
         return Ok(());
     }
-    let local = libc::iovec { iov_base: to.cast(), iov_len: len };
-    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len };
+    let local = libc::iovec {
+        iov_base: to.cast(),
+        iov_len: len,
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: len,
+    };
     // SAFETY: `local` names `len` writable bytes of ours; the kernel checks `remote`.
     let done = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
     whole(done, len)
@@ -86,8 +92,14 @@ fn copy_out(address: u64, from: *const u8, len: usize) -> Result<()> {
     if len == 0 {
         return Ok(());
     }
-    let local = libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len };
-    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len };
+    let local = libc::iovec {
+        iov_base: from.cast_mut().cast(),
+        iov_len: len,
+    };
+    let remote = libc::iovec {
+        iov_base: address as *mut libc::c_void,
+        iov_len: len,
+    };
     // SAFETY: `local` names `len` readable bytes of ours. `remote` is checked by the kernel, and
     // lies where the caller of the ioctl asked us to write: that the caller may do by the contract
     // of the ABI, as with the kernel itself.
@@ -96,7 +108,11 @@ fn copy_out(address: u64, from: *const u8, len: usize) -> Result<()> {
 }
 
 fn whole(done: isize, len: usize) -> Result<()> {
-    if usize::try_from(done) == Ok(len) { Ok(()) } else { Err(Errno::EFAULT) }
+    if usize::try_from(done) == Ok(len) {
+        Ok(())
+    } else {
+        Err(Errno::EFAULT)
+    }
 }
 
 #[cfg(test)]
@@ -115,8 +131,16 @@ mod tests {
     #[test]
     fn a_bad_address_is_efault() {
         for address in [0, 8, 0xffff_8000_0000_0000, u64::MAX - 3] {
-            assert_eq!(UserPtr(address).read::<u64>(), Err(Errno::EFAULT), "{address:#x}");
-            assert_eq!(UserPtr(address).write(&0_u64), Err(Errno::EFAULT), "{address:#x}");
+            assert_eq!(
+                UserPtr(address).read::<u64>(),
+                Err(Errno::EFAULT),
+                "{address:#x}"
+            );
+            assert_eq!(
+                UserPtr(address).write(&0_u64),
+                Err(Errno::EFAULT),
+                "{address:#x}"
+            );
         }
     }
 

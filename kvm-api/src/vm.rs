@@ -24,12 +24,20 @@ pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
         done(get(arg).and_then(|region| vm.set_user_memory_region2(region)))
     }),
     Row::new(KVM_GET_DIRTY_LOG, |vm, arg| done(vm.get_dirty_log_to(arg))),
-    Row::new(KVM_CLEAR_DIRTY_LOG, |vm, arg| done(vm.clear_dirty_log_from(arg))),
+    Row::new(KVM_CLEAR_DIRTY_LOG, |vm, arg| {
+        done(vm.clear_dirty_log_from(arg))
+    }),
     Row::new(KVM_SET_TSS_ADDR, |vm, arg| done(vm.set_tss_address(arg))),
-    Row::new(KVM_SET_IDENTITY_MAP_ADDR, |vm, arg| done(vm.set_identity_map_address_from(arg))),
+    Row::new(KVM_SET_IDENTITY_MAP_ADDR, |vm, arg| {
+        done(vm.set_identity_map_address_from(arg))
+    }),
     Row::new(KVM_SET_BOOT_CPU_ID, |vm, arg| done(vm.set_boot_cpu_id(arg))),
-    Row::new(KVM_SET_NR_MMU_PAGES, |vm, arg| done(vm.set_nr_mmu_pages(arg))),
-    Row::new(KVM_ENABLE_CAP, |vm, arg| done(get(arg).and_then(|cap| vm.enable_cap(&cap)))),
+    Row::new(KVM_SET_NR_MMU_PAGES, |vm, arg| {
+        done(vm.set_nr_mmu_pages(arg))
+    }),
+    Row::new(KVM_ENABLE_CAP, |vm, arg| {
+        done(get(arg).and_then(|cap| vm.enable_cap(&cap)))
+    }),
 ];
 
 /// A virtual machine.
@@ -59,7 +67,11 @@ pub(crate) struct VmConfig {
 
 impl Vm {
     pub(crate) fn new(backing: Backing) -> Self {
-        Self { backing, memslots: Mutex::default(), config: Mutex::default() }
+        Self {
+            backing,
+            memslots: Mutex::default(),
+            config: Mutex::default(),
+        }
     }
 
     /// Returns the file behind the VM's descriptor.
@@ -74,7 +86,10 @@ impl Vm {
 
     /// Returns the slots as they are now.
     pub(crate) fn memslots(&self) -> Arc<Memslots> {
-        self.memslots.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.memslots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Returns the value of a capability for this VM: api.rst, "KVM_CHECK_EXTENSION".
@@ -133,7 +148,11 @@ impl Vm {
     pub fn get_dirty_log(&self, slot: u32) -> Result<Vec<u64>> {
         let slots = self.memslots();
         let (_, dirty) = slots.logging(slot)?;
-        let how = if self.config().manual_dirty_log & 1 == 0 { Harvest::Clear } else { Harvest::Keep };
+        let how = if self.config().manual_dirty_log & 1 == 0 {
+            Harvest::Clear
+        } else {
+            Harvest::Keep
+        };
         Ok(dirty.harvest(how))
     }
 
@@ -149,7 +168,13 @@ impl Vm {
     /// EINVAL: slot number, `first_page` not a multiple of 64, a range outside the slot, or a
     /// length that is no multiple of 64 and does not end at the slot's end. ENOENT: no slot, or
     /// it does not log.
-    pub fn clear_dirty_log(&self, slot: u32, first_page: u64, pages: u32, bits: &[u64]) -> Result<()> {
+    pub fn clear_dirty_log(
+        &self,
+        slot: u32,
+        first_page: u64,
+        pages: u32,
+        bits: &[u64],
+    ) -> Result<()> {
         self.clear_dirty_log_with(slot, first_page, pages, |_| Ok(bits.to_vec()))
     }
 
@@ -195,7 +220,11 @@ impl Vm {
     /// # Errors
     /// EINVAL: above 0xffffd000.
     pub fn set_tss_address(&self, address: u64) -> Result<()> {
-        if address > 0xffff_d000 { Err(Errno::EINVAL) } else { Ok(()) }
+        if address > 0xffff_d000 {
+            Err(Errno::EINVAL)
+        } else {
+            Ok(())
+        }
     }
 
     /// Sets where the identity-mapped page table lies: api.rst, "KVM_SET_IDENTITY_MAP_ADDR". With
@@ -230,7 +259,10 @@ impl Vm {
         }
         // The kernel compares with ">", so that the number of ids itself passes.
         let limit = config.max_vcpu_ids.unwrap_or(MAX_VCPU_IDS);
-        let id = u32::try_from(id).ok().filter(|id| *id <= limit).ok_or(Errno::EINVAL)?;
+        let id = u32::try_from(id)
+            .ok()
+            .filter(|id| *id <= limit)
+            .ok_or(Errno::EINVAL)?;
         config.bsp_vcpu_id = id;
         Ok(())
     }
@@ -242,7 +274,11 @@ impl Vm {
     /// EINVAL: below 64.
     pub fn set_nr_mmu_pages(&self, pages: u64) -> Result<()> {
         // The kernel takes an unsigned int.
-        if pages & 0xffff_ffff < 64 { Err(Errno::EINVAL) } else { Ok(()) }
+        if pages & 0xffff_ffff < 64 {
+            Err(Errno::EINVAL)
+        } else {
+            Ok(())
+        }
     }
 
     /// Enables a capability: api.rst, "KVM_ENABLE_CAP" and "Capabilities that can be enabled on

@@ -90,7 +90,10 @@ fn a_slot_is_set_through_the_caller_s_memory() {
         ..Default::default()
     };
     let address = |region: &kvm_userspace_memory_region| core::ptr::from_ref(region) as u64;
-    assert_eq!(ioctl(vm, KVM_SET_USER_MEMORY_REGION, address(&region)), Ok(0));
+    assert_eq!(
+        ioctl(vm, KVM_SET_USER_MEMORY_REGION, address(&region)),
+        Ok(0)
+    );
     region.slot = 1;
     let overlap = ioctl(vm, KVM_SET_USER_MEMORY_REGION, address(&region));
     assert_eq!(overlap, Err(Errno::EEXIST));

@@ -130,7 +130,10 @@ requests! {
 /// Returns the name of a request, if KVM on x86 has it.
 #[must_use]
 pub fn request_name(request: u32) -> Option<&'static str> {
-    REQUESTS.iter().find(|row| row.1 == request).map(|row| row.0)
+    REQUESTS
+        .iter()
+        .find(|row| row.1 == request)
+        .map(|row| row.0)
 }
 
 /// Returns the ioctl type of a request.
@@ -148,8 +151,14 @@ mod tests {
         let size = |request: u32| ((request >> 16) & 0x3fff) as usize;
         assert_eq!(size(KVM_SET_REGS), size_of::<kvm_bindings::kvm_regs>());
         assert_eq!(size(KVM_SET_SREGS2), size_of::<kvm_bindings::kvm_sregs2>());
-        assert_eq!(size(KVM_ENABLE_CAP), size_of::<kvm_bindings::kvm_enable_cap>());
-        assert_eq!(size(KVM_X86_SET_MSR_FILTER), size_of::<kvm_bindings::kvm_msr_filter>());
+        assert_eq!(
+            size(KVM_ENABLE_CAP),
+            size_of::<kvm_bindings::kvm_enable_cap>()
+        );
+        assert_eq!(
+            size(KVM_X86_SET_MSR_FILTER),
+            size_of::<kvm_bindings::kvm_msr_filter>()
+        );
         assert_eq!(
             size(KVM_SET_USER_MEMORY_REGION2),
             size_of::<kvm_bindings::kvm_userspace_memory_region2>()
@@ -160,7 +169,10 @@ mod tests {
     fn every_request_is_of_the_kvm_type_and_has_one_name() {
         for (index, (name, request)) in REQUESTS.iter().enumerate() {
             assert_eq!(request_type(*request), KVMIO, "{name}");
-            assert!(!REQUESTS[..index].iter().any(|row| row.1 == *request), "{name}");
+            assert!(
+                !REQUESTS[..index].iter().any(|row| row.1 == *request),
+                "{name}"
+            );
         }
     }
 }
