@@ -15,7 +15,10 @@ use crate::vmcs::Vmcs;
 /// What a logical processor did, with its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[expect(missing_docs, reason = "the names are the mnemonics and their operands")]
+#[expect(
+    missing_docs,
+    reason = "the names are the mnemonics and their operands"
+)]
 pub enum Operation {
     Vmxon { pointer: Hpa },
     Vmxoff,

@@ -7,7 +7,7 @@
 //! to [`crate::processor::LogicalProcessor`].
 
 use crate::arch::{Cr0, Cr4, Efer, Rflags};
-use crate::capability::VmxCapabilities;
+use crate::capability::{EptVpidCap, VmxCapabilities};
 use crate::event::Exception;
 
 /// The instructions of VMX, and GETSEC, which has a VM exit of its own.
@@ -258,10 +258,7 @@ pub struct Step {
 /// # Errors
 ///
 /// The answer of the first step that does not let the instruction pass.
-pub fn check(
-    instruction: Instruction,
-    context: &ExecutionContext<'_>,
-) -> Result<(), NotExecuted> {
+pub fn check(instruction: Instruction, context: &ExecutionContext<'_>) -> Result<(), NotExecuted> {
     for step in instruction.steps() {
         if let Rule::Precondition(condition, answer) = step.rule
             && step.applies.to(context.operation)
@@ -366,11 +363,10 @@ fn is_a20_masked(c: &ExecutionContext<'_>) -> bool {
 
 fn are_control_registers_unsupported(c: &ExecutionContext<'_>) -> bool {
     let caps = c.capabilities;
-    let violates = |value: u64, fixed0: u64, fixed1: u64| {
-        value & fixed0 != fixed0 || value & !fixed1 != 0
-    };
-    violates(c.cr0.bits(), caps.cr0_fixed0, caps.cr0_fixed1)
-        || violates(c.cr4.bits(), caps.cr4_fixed0, caps.cr4_fixed1)
+    let violates =
+        |value: u64, fixed0: u64, fixed1: u64| value & fixed0 != fixed0 || value & !fixed1 != 0;
+    violates(c.cr0.bits(), caps.cr0_fixed0(), caps.cr0_fixed1())
+        || violates(c.cr4.bits(), caps.cr4_fixed0(), caps.cr4_fixed1())
 }
 
 /// IA32_FEATURE_CONTROL: bit 0 is the lock, bit 1 allows VMXON in SMX operation, bit 2 outside it.
@@ -390,14 +386,12 @@ fn is_shadow_access_denied(c: &ExecutionContext<'_>) -> bool {
     is_non_root(c) && c.shadow_access == ShadowAccess::Exits
 }
 
-/// IA32_VMX_EPT_VPID_CAP[20].
 fn is_invept_undefined(c: &ExecutionContext<'_>) -> bool {
-    is_register_form(c) || c.capabilities.ept_vpid_cap & (1 << 20) == 0
+    is_register_form(c) || !c.capabilities.ept_vpid().contains(EptVpidCap::INVEPT)
 }
 
-/// IA32_VMX_EPT_VPID_CAP[32].
 fn is_invvpid_undefined(c: &ExecutionContext<'_>) -> bool {
-    is_register_form(c) || c.capabilities.ept_vpid_cap & (1 << 32) == 0
+    is_register_form(c) || !c.capabilities.ept_vpid().contains(EptVpidCap::INVVPID)
 }
 
 fn is_smxe_clear(c: &ExecutionContext<'_>) -> bool {

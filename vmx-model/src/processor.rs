@@ -10,13 +10,11 @@
 //! [`crate::precondition`] and after its operands were read. Native code that is root-mode
 //! software (a hypervisor in the same program) calls them directly.
 
-mod entry;
 mod fields;
 mod init;
 mod invalidate;
 mod state;
 
-pub use entry::{EntryFailed, EntryOutcome, VmExited};
 pub use fields::Vmread;
 pub use init::InitOutcome;
 pub use invalidate::{Invalidation, Vmfunc};
@@ -40,6 +38,7 @@ use crate::vmcs::Vmcs;
 
 /// The VM-instruction error numbers that the processor gives itself (SDM Vol. 3C, "VM Instruction
 /// Error Numbers").
+#[allow(dead_code, reason = "VM entry uses the rest")]
 mod error {
     pub(super) const VMCALL_IN_ROOT: u32 = 1;
     pub(super) const VMCLEAR_INVALID_ADDRESS: u32 = 2;
@@ -228,7 +227,12 @@ impl LogicalProcessor {
         self.registry.vmxoff(self.id);
         self.operation = VmxOperation::Outside;
         self.vmxon_pointer = None;
-        self.report(operation, before, Completion::Outcome(VmxOutcome::Succeed), None);
+        self.report(
+            operation,
+            before,
+            Completion::Outcome(VmxOutcome::Succeed),
+            None,
+        );
         Ok(VmxOutcome::Succeed)
     }
 
@@ -251,7 +255,12 @@ impl LogicalProcessor {
         let before = self.current_pointer();
         let held = self.current.take_if(|current| current.pointer == pointer);
         self.registry.clear(self.id, pointer, held, memory);
-        self.report(operation, before, Completion::Outcome(VmxOutcome::Succeed), None);
+        self.report(
+            operation,
+            before,
+            Completion::Outcome(VmxOutcome::Succeed),
+            None,
+        );
         Ok(VmxOutcome::Succeed)
     }
 
@@ -368,7 +377,7 @@ impl LogicalProcessor {
     fn fail(&mut self, number: u32) -> VmxOutcome {
         match &mut self.current {
             Some(current) => {
-                let error = Field::INSTRUCTION_ERROR;
+                let error = Field::VM_INSTRUCTION_ERROR;
                 current.values.set(error, u64::from(number));
                 VmxOutcome::FailValid(number)
             }

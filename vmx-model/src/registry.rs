@@ -11,6 +11,11 @@
 //! so a VMCLEAR that software asks of another processor does not need that processor's thread
 //! ([`VmcsRegistry::remote_vmclear`]).
 
+mod saved;
+
+pub(crate) use saved::SavedVmcs;
+pub use saved::{RegistryState, RestoreError};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

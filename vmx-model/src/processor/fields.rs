@@ -199,7 +199,7 @@ impl LogicalProcessor {
 
     /// Returns the VMCS link pointer of the current VMCS, unless it is all ones.
     fn link_pointer(&self) -> Option<Hpa> {
-        let link = self.current_vmcs()?.get(Field::LINK_POINTER);
+        let link = self.current_vmcs()?.get(Field::VMCS_LINK_POINTER);
         (link != u64::MAX).then_some(Hpa(link))
     }
 

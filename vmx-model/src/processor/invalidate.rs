@@ -6,9 +6,8 @@
 
 use super::{LogicalProcessor, error};
 use crate::addr::{Hpa, Linear};
-use crate::capability::EptVpidCap;
+use crate::capability::{EptVpidCap, VmxProfile};
 use crate::controls::{SecondaryControls, VmFunctionControls};
-use crate::ept;
 use crate::event::Exception;
 use crate::field::Field;
 use crate::memory::PhysicalMemory;
@@ -88,7 +87,7 @@ impl LogicalProcessor {
             0 => EptVpidCap::INVVPID_INDIVIDUAL_ADDRESS,
             1 => EptVpidCap::INVVPID_SINGLE_CONTEXT,
             2 => EptVpidCap::INVVPID_ALL_CONTEXTS,
-            3 => EptVpidCap::INVVPID_SINGLE_CONTEXT_RETAINING_GLOBALS,
+            3 => EptVpidCap::INVVPID_RETAINING_GLOBALS,
             _ => return Err(self.fail(error::INVALID_INVEPT_INVVPID_OPERAND)),
         };
         self.require_type(needed)
@@ -126,10 +125,10 @@ impl LogicalProcessor {
         if kind == 2 {
             return Ok(Invalidation::AllContextsEpt);
         }
-        if !ept::is_valid_eptp(eptp, &self.profile) {
+        if !is_valid_eptp(eptp, &self.profile) {
             return Err(self.fail(error::INVALID_INVEPT_INVVPID_OPERAND));
         }
-        let ep4ta = ept::ep4ta(eptp);
+        let ep4ta = eptp & 0x000f_ffff_ffff_f000;
         Ok(Invalidation::SingleContextEpt { ep4ta })
     }
 
@@ -217,7 +216,7 @@ impl LogicalProcessor {
         }
         let list = Hpa(vmcs.get(Field::EPTP_LIST_ADDRESS));
         let eptp = memory.read_u64(list.offset(8 * u64::from(ecx)));
-        if ept::is_valid_eptp(eptp, &self.profile) {
+        if is_valid_eptp(eptp, &self.profile) {
             Vmfunc::Switched { eptp }
         } else {
             Vmfunc::Exit
@@ -227,10 +226,33 @@ impl LogicalProcessor {
     fn switch_eptp(&mut self, eptp: u64, ecx: u32) {
         let has_eptp_index = self.profile.fields.contains(Field::EPTP_INDEX);
         if let Some(vmcs) = self.current_vmcs_mut() {
-            vmcs.set(Field::EPTP, eptp);
+            vmcs.set(Field::EPT_POINTER, eptp);
             if has_eptp_index {
                 vmcs.set(Field::EPTP_INDEX, u64::from(ecx));
             }
         }
     }
+}
+
+/// Whether VM entry would accept this EPTP (SDM Vol. 3C, "VM-Execution Control Fields").
+fn is_valid_eptp(eptp: u64, profile: &VmxProfile) -> bool {
+    let caps = profile.caps.ept_vpid();
+    let has_memory_type = match eptp & 7 {
+        0 => caps.contains(EptVpidCap::MEMORY_TYPE_UC),
+        6 => caps.contains(EptVpidCap::MEMORY_TYPE_WB),
+        _ => false,
+    };
+    let has_walk_length = match (eptp >> 3) & 7 {
+        3 => caps.contains(EptVpidCap::WALK_LENGTH_4),
+        4 => caps.contains(EptVpidCap::WALK_LENGTH_5),
+        _ => false,
+    };
+    let wants_dirty = eptp & 1 << 6 != 0;
+    let wants_shadow_stack = eptp & 1 << 7 != 0;
+    has_memory_type
+        && has_walk_length
+        && (!wants_dirty || caps.contains(EptVpidCap::ACCESSED_DIRTY))
+        && (!wants_shadow_stack || caps.contains(EptVpidCap::SUPERVISOR_SHADOW_STACK))
+        && eptp & 0xf00 == 0
+        && profile.facts.is_physical(eptp)
 }
