@@ -7,7 +7,8 @@ use vmx_model::addr::Linear;
 use vmx_model::arch::{ArchState, Rflags, SegmentRegister};
 use vmx_model::event::Exception;
 
-use crate::bus::{Bus, Clock};
+use crate::bus::{Bus, Clock, LocalApic};
+use crate::cpuid::{CpuidTable, Feature, Profile};
 use crate::decode;
 use crate::exec;
 use crate::fault::{Exec, Fault};
@@ -15,7 +16,9 @@ use crate::insn::{Insn, Operand, RegisterOffset};
 use crate::mem::phys::PhysMap;
 use crate::mem::{Access, Privilege};
 use crate::mode::Mode;
+use crate::msr::Msrs;
 use crate::stop::{Stop, Unimplemented};
+use crate::system::SystemRegisters;
 use crate::width::Width;
 
 /// General-purpose registers by number, a spare, and the register that is always zero.
@@ -34,6 +37,14 @@ pub struct Cpu {
     pub(crate) bus: Box<dyn Bus>,
     #[expect(dead_code, reason = "RDTSC is not there yet")]
     pub(crate) clock: Box<dyn Clock>,
+    /// System registers outside `state`.
+    pub(crate) system: SystemRegisters,
+    /// MSRs outside `state`.
+    pub(crate) msrs: Msrs,
+    /// What CPUID reports.
+    pub(crate) cpuid: CpuidTable,
+    /// The local APIC, if one is attached.
+    pub(crate) apic: Option<Box<dyn LocalApic>>,
     /// The reason behind [`Fault::Stop`].
     pub(crate) pending_stop: Option<Stop>,
     /// Instructions retired since the processor was made.
@@ -54,9 +65,35 @@ impl Cpu {
             phys,
             bus,
             clock,
+            system: SystemRegisters::default(),
+            msrs: Msrs::default(),
+            cpuid: Profile::DEFAULT.table(),
+            apic: None,
             pending_stop: None,
             retired: 0,
         }
+    }
+
+    /// Attaches a local APIC: it then holds CR8 and IA32_APIC_BASE.
+    pub fn set_local_apic(&mut self, apic: Box<dyn LocalApic>) {
+        self.apic = Some(apic);
+    }
+
+    /// Replaces what CPUID reports, and with it what instructions and control bits exist.
+    pub fn set_cpuid(&mut self, table: CpuidTable) {
+        self.cpuid = table;
+    }
+
+    /// Returns what CPUID reports, without the bits that depend on the processor's state.
+    #[must_use]
+    pub fn cpuid_table(&self) -> &CpuidTable {
+        &self.cpuid
+    }
+
+    /// Whether CPUID offers `feature`.
+    #[must_use]
+    pub fn has(&self, feature: Feature) -> bool {
+        self.cpuid.features().has(feature)
     }
 
     /// Returns the operating mode.

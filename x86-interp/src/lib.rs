@@ -10,14 +10,18 @@ compile_error!("the register file is addressed by byte offset: little-endian hos
 
 pub mod bus;
 pub mod cpu;
+pub mod cpuid;
 pub(crate) mod decode;
 pub(crate) mod exec;
 pub mod fault;
 pub mod insn;
 pub mod mem;
 pub mod mode;
+pub mod msr;
 pub mod stop;
+pub mod system;
 pub mod width;
+pub mod xstate;
 
 pub use cpu::Cpu;
 pub use fault::{Exec, Fault};

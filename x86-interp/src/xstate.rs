@@ -1,0 +1,120 @@
+//! XSAVE state components: numbers, sizes, places.
+//!
+//! SDM Vol. 1, "XSAVE-Supported Features and State-Component Bitmaps", "Managing State Using the
+//! XSAVE Feature Set". The instructions are in `exec::xsave`.
+
+use crate::cpuid::{CpuidEntry, Feature, FeatureSet, subleaf};
+
+/// Bytes of the legacy region (the FXSAVE image).
+pub const LEGACY_BYTES: u32 = 512;
+/// Bytes of the XSAVE header.
+pub const HEADER_BYTES: u32 = 64;
+/// Where the extended region begins.
+pub const EXTENDED_OFFSET: u32 = LEGACY_BYTES + HEADER_BYTES;
+
+/// State component 0.
+pub const X87: u64 = 1 << 0;
+/// State component 1: XMM registers and MXCSR.
+pub const SSE: u64 = 1 << 1;
+/// State component 2: upper halves of the YMM registers.
+pub const AVX: u64 = 1 << 2;
+/// State component 9.
+pub const PKRU: u64 = 1 << 9;
+
+/// A state component of the extended region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Component {
+    /// Bit in the state-component bitmaps.
+    pub mask: u64,
+    /// Bytes.
+    pub size: u32,
+    /// Place in the standard form.
+    pub offset: u32,
+    /// Whether it is aligned to 64 bytes in the compacted form.
+    pub is_aligned: bool,
+    /// Which feature brings it.
+    pub feature: Feature,
+}
+
+/// The state components of the extended region, in ascending order.
+pub const EXTENDED: &[Component] = &[
+    Component {
+        mask: AVX,
+        size: 256,
+        offset: 576,
+        is_aligned: false,
+        feature: Feature::Avx,
+    },
+    Component {
+        mask: PKRU,
+        size: 8,
+        offset: 2688,
+        is_aligned: false,
+        feature: Feature::Pku,
+    },
+];
+
+/// Returns the bits of XCR0 that a processor with these features supports.
+#[must_use]
+pub fn supported(features: FeatureSet) -> u64 {
+    let offered = EXTENDED.iter().filter(|c| features.has(c.feature));
+    offered.fold(X87 | SSE, |mask, c| mask | c.mask)
+}
+
+/// Returns the size of the standard form of a save area for the components of `mask`.
+#[must_use]
+pub fn standard_bytes(mask: u64) -> u32 {
+    let ends = EXTENDED.iter().filter(|c| mask & c.mask != 0);
+    ends.map(|c| c.offset + c.size)
+        .fold(EXTENDED_OFFSET, u32::max)
+}
+
+/// Returns the components of `mask` in the extended region with their places in the compacted form
+/// for `mask`.
+pub fn compacted(mask: u64) -> impl Iterator<Item = (Component, u32)> {
+    let mut next = EXTENDED_OFFSET;
+    EXTENDED
+        .iter()
+        .filter(move |c| mask & c.mask != 0)
+        .map(move |c| {
+            let at = if c.is_aligned {
+                next.next_multiple_of(64)
+            } else {
+                next
+            };
+            next = at + c.size;
+            (*c, at)
+        })
+}
+
+/// Returns the size of the compacted form of a save area for the components of `mask`.
+#[must_use]
+pub fn compacted_bytes(mask: u64) -> u32 {
+    compacted(mask)
+        .last()
+        .map_or(EXTENDED_OFFSET, |(c, at)| at + c.size)
+}
+
+/// Returns CPUID leaf DH of a processor with these features, without feature bits.
+pub(crate) fn leaves(features: FeatureSet) -> Vec<CpuidEntry> {
+    let all = supported(features);
+    let mut leaves = vec![
+        subleaf(
+            0xd,
+            0,
+            [
+                all as u32,
+                standard_bytes(X87),
+                standard_bytes(all),
+                (all >> 32) as u32,
+            ],
+        ),
+        subleaf(0xd, 1, [0; 4]),
+    ];
+    let offered = EXTENDED.iter().filter(|c| features.has(c.feature));
+    leaves.extend(offered.map(|c| {
+        let flags = u32::from(c.is_aligned) << 1;
+        subleaf(0xd, c.mask.trailing_zeros(), [c.size, c.offset, flags, 0])
+    }));
+    leaves
+}
