@@ -17,6 +17,7 @@ use crate::mem::phys::PhysMap;
 use crate::mem::{Access, Privilege};
 use crate::mode::Mode;
 use crate::msr::Msrs;
+use crate::run::{Engine, Hot};
 use crate::stop::{Stop, Unimplemented};
 use crate::system::SystemRegisters;
 use crate::width::Width;
@@ -25,9 +26,11 @@ use crate::width::Width;
 pub(crate) type RegisterFile = [u64; 18];
 
 /// One logical processor.
+#[repr(C)]
 pub struct Cpu {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8-R15, spare, zero.
     pub(crate) gpr: RegisterFile,
+    pub(crate) hot: Hot,
     /// The rest of the architectural state. While the processor runs, `rsp` is stale (the register
     /// file has it) and the status flags of `rflags` may be (see [`Cpu::rflags`]).
     pub(crate) state: ArchState,
@@ -35,7 +38,6 @@ pub struct Cpu {
     pub(crate) next_rip: u64,
     pub(crate) phys: Arc<PhysMap>,
     pub(crate) bus: Box<dyn Bus>,
-    #[expect(dead_code, reason = "RDTSC is not there yet")]
     pub(crate) clock: Box<dyn Clock>,
     /// System registers outside `state`.
     pub(crate) system: SystemRegisters,
@@ -49,6 +51,7 @@ pub struct Cpu {
     pub(crate) pending_stop: Option<Stop>,
     /// Instructions retired since the processor was made.
     pub(crate) retired: u64,
+    pub(crate) engine: Engine,
 }
 
 impl Cpu {
@@ -57,6 +60,7 @@ impl Cpu {
     pub fn new(phys: Arc<PhysMap>, bus: Box<dyn Bus>, clock: Box<dyn Clock>) -> Self {
         Self {
             gpr: [0; 18],
+            hot: Hot::default(),
             state: ArchState {
                 rflags: Rflags::FIXED1,
                 ..ArchState::default()
@@ -71,6 +75,7 @@ impl Cpu {
             apic: None,
             pending_stop: None,
             retired: 0,
+            engine: Engine::default(),
         }
     }
 

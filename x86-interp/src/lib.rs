@@ -8,6 +8,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("the register file is addressed by byte offset: little-endian hosts only");
 
+pub(crate) mod block;
 pub mod bus;
 pub mod cpu;
 pub mod cpuid;
@@ -18,11 +19,15 @@ pub mod insn;
 pub mod mem;
 pub mod mode;
 pub mod msr;
+pub mod run;
+pub mod stop;
 pub mod stop;
 pub mod system;
+pub(crate) mod uop;
 pub mod width;
 pub mod xstate;
 
 pub use cpu::Cpu;
 pub use fault::{Exec, Fault};
+pub use run::Kicker;
 pub use stop::Stop;

@@ -1,0 +1,227 @@
+//! The run loop: from event to event, from block to block.
+//!
+//! Between blocks the loop looks at what may have happened meanwhile (a kick, an event to deliver,
+//! the end of the budget), finds or builds the block at RIP, and lets its micro-ops run until they
+//! leave. A repeated string instruction may complete in portions: its handler returns `Ok` with
+//! `next_rip` unchanged, and the loop comes back to it after looking for events. It is counted as
+//! one instruction, when it completes.
+#![expect(unsafe_code, reason = "entry into micro-op handlers")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use vmx_model::arch::{Activity, Rflags, SegmentRegister};
+use vmx_model::event::Exception;
+
+use crate::block::{self, Block, BlockCache, CodeMode, Key};
+use crate::fault::{Exec, Fault};
+use crate::mem::{Access, Privilege};
+use crate::stop::{Stop, Unimplemented};
+use crate::uop::{self, Left};
+use crate::{Cpu, mode::Mode};
+
+/// The value of [`Hot::limit`] that ends the run.
+const KICK: i64 = i64::MAX;
+
+/// The value of [`Hot::limit`] that makes the run loop look for events.
+const ATTENTION: i64 = i64::MAX - 1;
+
+/// Registers of the run loop that micro-ops use at every block.
+pub(crate) struct Hot {
+    /// Instructions left, minus those of the blocks that were entered.
+    pub(crate) budget: i64,
+    /// A block is not entered if that would take the budget below this: 0, or more if another
+    /// thread wants something.
+    pub(crate) limit: Arc<AtomicI64>,
+    /// The number of retired instructions when `budget` is used up.
+    pub(crate) end: u64,
+    /// Moves when code may have changed without a store of this processor.
+    #[expect(dead_code, reason = "outside writers are not there yet")]
+    pub(crate) epoch: u64,
+    /// Whether the current instruction wrote to a line that holds decoded code.
+    pub(crate) code_written: bool,
+    /// Why handlers returned.
+    pub(crate) left: Left,
+}
+
+/// The run loop's own state; none of it is architectural.
+#[derive(Default)]
+pub(crate) struct Engine {
+    pub(crate) blocks: BlockCache,
+    /// The reason behind [`Left::Fault`].
+    pub(crate) fault: Option<Fault>,
+}
+
+impl Default for Hot {
+    fn default() -> Self {
+        Self {
+            budget: 0,
+            limit: Arc::default(),
+            end: 0,
+            epoch: 0,
+            code_written: false,
+            left: Left::Onward,
+        }
+    }
+}
+
+/// Ends a processor's run from any thread.
+#[derive(Clone, Debug)]
+pub struct Kicker(Arc<AtomicI64>);
+
+impl Kicker {
+    /// Makes [`Cpu::run`] return [`Stop::Kick`]: the present run at the next block, or if there is
+    /// none the next run before its first instruction.
+    pub fn kick(&self) {
+        self.0.store(KICK, Ordering::Release);
+    }
+
+    /// Makes a running processor look for events (a changed interrupt line) at the next block.
+    pub fn call_attention(&self) {
+        self.0.fetch_max(ATTENTION, Ordering::Release);
+    }
+}
+
+impl Cpu {
+    /// Returns a handle with which any thread can end a run of this processor.
+    #[must_use]
+    pub fn kicker(&self) -> Kicker {
+        Kicker(Arc::clone(&self.hot.limit))
+    }
+
+    /// Returns the number of instructions retired since the processor was made.
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.retired
+    }
+
+    /// Runs until something stops the processor, at most `budget` instructions.
+    pub fn run(&mut self, budget: u64) -> Stop {
+        let end = self.retired.saturating_add(budget.min(i64::MAX as u64 / 2));
+        loop {
+            if let Err(fault) = self.run_once(end) {
+                match fault {
+                    Fault::Stop => return self.take_stop(),
+                    Fault::VmExit => return Stop::VmExit,
+                    Fault::Exception(exception) => {
+                        if self.raise(exception).is_err() {
+                            return self.take_stop();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Delivers what the instruction at RIP raised.
+    fn raise(&mut self, _: Exception) -> Exec {
+        let rip = self.state.rip;
+        Err(self.stop(Stop::Unimplemented(Unimplemented {
+            rip,
+            bytes: [0; 15],
+            length: 0,
+        })))
+    }
+
+    fn take_stop(&mut self) -> Stop {
+        self.pending_stop.take().unwrap_or(Stop::Kick)
+    }
+
+    /// Handles what is pending at this instruction boundary, then runs blocks.
+    fn run_once(&mut self, end: u64) -> Exec {
+        self.look_around(end)?;
+        let left = end.wrapping_sub(self.retired) as i64;
+        let is_step = self.needs_step();
+        let mut block = self.find_block(is_step)?;
+        // SAFETY: the cache owns the block until the next call of `find_block`.
+        if block.is_some_and(|b| unsafe { (*b).count() } as i64 > left) {
+            block = self.find_block(true)?;
+        }
+        let Some(block) = block else {
+            return self.execute_plain();
+        };
+        self.hot.end = end;
+        // SAFETY: as above.
+        let (entry, count) = unsafe { ((*block).entry(), (*block).count()) };
+        self.hot.budget = left - count as i64;
+        // SAFETY: `entry` is the first micro-op of a block of this processor's cache.
+        unsafe { uop::dispatch(self, entry) };
+        self.retired = end.wrapping_sub(self.hot.budget as u64);
+        match self.hot.left {
+            Left::Onward => Ok(()),
+            Left::Fault => self.engine.fault.take().map_or(Ok(()), Err),
+        }
+    }
+
+    /// Looks for kicks, stops, events and the end of the budget.
+    fn look_around(&mut self, end: u64) -> Exec {
+        if self.hot.limit.load(Ordering::Relaxed) != 0
+            && self.hot.limit.swap(0, Ordering::Acquire) == KICK
+        {
+            return Err(self.stop(Stop::Kick));
+        }
+        if self.pending_stop.is_some() {
+            return Err(Fault::Stop);
+        }
+        match self.state.activity {
+            Activity::Active => {}
+            Activity::Shutdown => return Err(self.stop(Stop::Shutdown)),
+            Activity::Hlt | Activity::WaitForSipi => return Err(self.stop(Stop::Halt)),
+        }
+        if self.retired >= end {
+            return Err(self.stop(Stop::Budget));
+        }
+        Ok(())
+    }
+
+    /// Whether instructions have to be executed one by one.
+    fn needs_step(&self) -> bool {
+        self.state.rflags.contains(Rflags::TF)
+    }
+
+    /// Returns the block at RIP; `None` if the instruction there cannot be in a block.
+    fn find_block(&mut self, is_step: bool) -> Exec<Option<*const Block>> {
+        let rip = self.state.rip;
+        let linear = self.linear(SegmentRegister::Cs, rip, 1, Access::Execute)?;
+        let address = self.translate(linear, Access::Execute, Privilege::Current)?;
+        let mode = self.code_mode(is_step);
+        let key = Key {
+            address,
+            rip,
+            mode: self.engine.blocks.mode_number(&mode),
+        };
+        if let Some(block) = self.engine.blocks.get(&key) {
+            return Ok(Some(block));
+        }
+        if self.phys.host_page(address).is_none() {
+            return Ok(None);
+        }
+        let mut bytes = [0; 4096];
+        let rest = &mut bytes[..4096 - address.page_offset() as usize];
+        self.phys.read_bytes(address, rest);
+        static NEVER: AtomicU64 = AtomicU64::new(0);
+        let built = block::build(rip, &mode, rest, &NEVER);
+        Ok(built.map(|b| core::ptr::from_ref(self.engine.blocks.insert(key, b))))
+    }
+
+    /// Returns what code at RIP has to be decoded for.
+    fn code_mode(&self, is_step: bool) -> CodeMode {
+        let is_long = self.mode() == Mode::Long;
+        let cs = self.state.segment(SegmentRegister::Cs);
+        CodeMode {
+            cs_base: if is_long { 0 } else { cs.base },
+            cs_limit: if is_long {
+                u64::MAX
+            } else {
+                u64::from(cs.limit)
+            },
+            bits: self.code_bits(),
+            is_step,
+        }
+    }
+}
+
+const _: () = {
+    const fn is_send<T: Send>() {}
+    is_send::<Cpu>();
+};

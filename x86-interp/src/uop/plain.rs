@@ -1,0 +1,87 @@
+//! The micro-ops that execute an instruction by its plain handler.
+
+use std::hint::black_box;
+
+use super::{Left, Uop, header, next};
+use crate::Cpu;
+use crate::insn::Repeat;
+
+/// Any instruction that goes on with the following one.
+pub(crate) unsafe fn plain(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
+    // SAFETY: `uop`, "Safety".
+    unsafe {
+        if execute(cpu, op) {
+            next!(cpu, op.add(1));
+        }
+    }
+    black_box(core::ptr::null())
+}
+
+/// Any instruction that ends its block.
+pub(crate) unsafe fn plain_end(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
+    // SAFETY: `uop`, "Safety".
+    unsafe {
+        if execute(cpu, op) {
+            (*cpu).leave_after(op);
+        }
+    }
+    black_box(core::ptr::null())
+}
+
+/// The end of a block that goes on with the following instruction.
+pub(crate) unsafe fn block_end(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
+    // SAFETY: `uop`, "Safety".
+    unsafe {
+        let block = (*header(op)).block;
+        let rip = (*block).rip.wrapping_add(u64::from((*op).next_offset)) & (*block).rip_mask;
+        (*cpu).state.rip = rip;
+        (*cpu).hot.left = Left::Onward;
+    }
+    black_box(core::ptr::null())
+}
+
+/// Executes the instruction of `op` by its plain handler; false if the run has to be left, with
+/// `state.rip`, the instruction count and `hot.left` set. If true, `state.rip` is the following
+/// instruction's.
+#[inline(never)]
+unsafe fn execute(cpu: *mut Cpu, op: *const Uop) -> bool {
+    // SAFETY: `uop`, "Safety".
+    let (cpu, op, header) = unsafe { (&mut *cpu, &*op, &*header(op)) };
+    // SAFETY: as above; the block outlives the call, and no handler changes it.
+    let block = unsafe { &*header.block };
+    let insn = &block.insns[usize::from(op.insn)];
+    let next = block.rip.wrapping_add(u64::from(op.next_offset)) & block.rip_mask;
+    cpu.state.rip = next.wrapping_sub(u64::from(insn.length)) & block.rip_mask;
+    cpu.next_rip = next;
+    let undone = header.count - i64::from(op.insn);
+    cpu.retired = cpu.hot.end.wrapping_sub((cpu.hot.budget + undone) as u64);
+    if let Err(fault) = (insn.plain)(cpu, insn) {
+        cpu.hot.budget += undone;
+        cpu.engine.fault = Some(fault);
+        cpu.hot.left = Left::Fault;
+        return false;
+    }
+    if insn.repeat != Repeat::None && cpu.next_rip == cpu.state.rip {
+        cpu.hot.budget += undone;
+        cpu.hot.left = Left::Onward;
+        return false;
+    }
+    cpu.state.rip = cpu.next_rip;
+    if cpu.hot.code_written {
+        cpu.hot.budget += undone - 1;
+        cpu.hot.left = Left::Onward;
+        return false;
+    }
+    true
+}
+
+impl Cpu {
+    /// Leaves the run behind the completed instruction of `op`, the last of its block, whose plain
+    /// handler has set `state.rip`.
+    fn leave_after(&mut self, op: *const Uop) {
+        // SAFETY: `uop`, "Safety".
+        let undone = unsafe { (*header(op)).count - i64::from((*op).insn) - 1 };
+        self.hot.budget += undone;
+        self.hot.left = Left::Onward;
+    }
+}
