@@ -21,7 +21,6 @@ pub mod mode;
 pub mod msr;
 pub mod run;
 pub mod stop;
-pub mod stop;
 pub mod system;
 pub(crate) mod uop;
 pub mod width;

@@ -101,13 +101,12 @@ pub(crate) enum Left {
     Fault,
 }
 
-/// Goes on to the micro-op `$op`.
+/// Goes on to the micro-op `$op`; inside an `unsafe` block.
 macro_rules! next {
     ($cpu:expr, $op:expr) => {{
         let op: *const $crate::uop::Uop = $op;
         #[cfg(tail_dispatch)]
-        // SAFETY: `uop`, "Safety".
-        return unsafe { ((*op).handler)($cpu, op) };
+        return ((*op).handler)($cpu, op);
         #[cfg(not(tail_dispatch))]
         return op;
     }};
