@@ -114,10 +114,10 @@ impl Cpu {
     pub(crate) fn translate(
         &mut self,
         linear: Linear,
-        _access: Access,
-        _privilege: Privilege,
+        access: Access,
+        privilege: Privilege,
     ) -> Exec<Hpa> {
-        Ok(Hpa(linear.0))
+        Ok(self.walk(linear, access, privilege)?.physical)
     }
 
     /// Reads inside one physical page, from RAM or the bus.

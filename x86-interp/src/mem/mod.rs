@@ -1,11 +1,12 @@
 //! Memory as the processor sees it: segmentation, paging, physical memory.
 //!
-//! `segment` turns logical addresses into linear ones, `access` performs loads and stores,
-//! `phys` holds the synthetic physical address space.
+//! `segment` turns logical addresses into linear ones, `walk` those into physical ones, `access`
+//! performs loads and stores, `phys` holds the synthetic physical address space.
 
 pub(crate) mod access;
 pub mod phys;
 pub(crate) mod segment;
+pub(crate) mod walk;
 
 /// What a memory access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -8,7 +8,7 @@
 use std::alloc::Layout;
 use std::any::Any;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use vmx_model::addr::Hpa;
@@ -276,6 +276,58 @@ impl PhysMap {
             }
         });
     }
+}
+
+/// Paging-structure entries: naturally aligned words of 4 or 8 bytes.
+impl PhysMap {
+    /// Reads an entry in one access; all ones where there is no memory.
+    #[must_use]
+    pub fn load_entry(&self, address: Hpa, bytes: usize) -> u64 {
+        match self.entry(address, bytes) {
+            Some(Entry::Four(word)) => u64::from(word.load(Ordering::Acquire)),
+            Some(Entry::Eight(word)) => word.load(Ordering::Acquire),
+            None => u64::MAX >> (64 - 8 * bytes.clamp(1, 8)),
+        }
+    }
+
+    /// Replaces an entry if it still is `old`; false if it is not. A write to where there is no
+    /// RAM is dropped.
+    #[must_use]
+    pub fn compare_exchange(&self, address: Hpa, bytes: usize, old: u64, new: u64) -> bool {
+        let page = self.host_page(address);
+        if page.is_none_or(|p| p.protection == Protection::ReadOnly) {
+            return true;
+        }
+        let order = (Ordering::AcqRel, Ordering::Acquire);
+        match self.entry(address, bytes) {
+            Some(Entry::Four(word)) => word
+                .compare_exchange(old as u32, new as u32, order.0, order.1)
+                .is_ok(),
+            Some(Entry::Eight(word)) => word.compare_exchange(old, new, order.0, order.1).is_ok(),
+            None => true,
+        }
+    }
+
+    fn entry(&self, address: Hpa, bytes: usize) -> Option<Entry<'_>> {
+        let page = self.host_page(address)?;
+        let offset = address.page_offset() as usize & !(bytes - 1);
+        // SAFETY: `offset` is below the page's size.
+        let at = unsafe { page.host.as_ptr().add(offset) };
+        Some(if bytes == 4 {
+            // SAFETY: inside the page, which the map keeps valid; aligned to its size; atomic, so a
+            // concurrent guest access is no data race.
+            Entry::Four(unsafe { AtomicU32::from_ptr(at.cast()) })
+        } else {
+            // SAFETY: as above.
+            Entry::Eight(unsafe { AtomicU64::from_ptr(at.cast()) })
+        })
+    }
+}
+
+/// A paging-structure entry in memory.
+enum Entry<'a> {
+    Four(&'a AtomicU32),
+    Eight(&'a AtomicU64),
 }
 
 impl PhysicalMemory for &PhysMap {
