@@ -176,6 +176,12 @@ impl VmxCapabilities {
         (self.raw(msr::IA32_VMX_BASIC) >> 32) as u32 & 0x1fff
     }
 
+    /// Returns the memory type to use for VMCS regions and what they name, IA32_VMX_BASIC\[53:50\].
+    #[must_use]
+    pub fn region_memory_type(&self) -> u8 {
+        (self.raw(msr::IA32_VMX_BASIC) >> 50) as u8 & 0xf
+    }
+
     /// Whether VMX structures must lie below 4 GiB, IA32_VMX_BASIC\[48\].
     #[must_use]
     pub fn limits_addresses_to_32_bits(&self) -> bool {

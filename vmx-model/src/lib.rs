@@ -26,4 +26,5 @@ pub mod precondition;
 pub mod processor;
 pub mod region;
 pub mod registry;
+pub mod sanitizer;
 pub mod vmcs;

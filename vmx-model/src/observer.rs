@@ -8,6 +8,7 @@
 use crate::addr::Hpa;
 use crate::arch::ArchState;
 use crate::event::Exception;
+use crate::exit_reason::ExitReason;
 use crate::outcome::VmxOutcome;
 use crate::registry::CpuId;
 use crate::vmcs::Vmcs;
@@ -49,7 +50,7 @@ pub enum Completion {
     /// The instruction faulted.
     Fault(Exception),
     /// The instruction caused a VM exit with this basic exit reason.
-    Exits(u16),
+    Exits(ExitReason),
     /// VM entry succeeded: the processor is in VMX non-root operation.
     Entered,
     /// VM entry failed with this exit reason (bit 31 set), host state was loaded.

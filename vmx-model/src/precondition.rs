@@ -9,6 +9,7 @@
 use crate::arch::{Cr0, Cr4, Efer, Rflags};
 use crate::capability::{EptVpidCap, VmxCapabilities};
 use crate::event::Exception;
+use crate::exit_reason::ExitReason;
 
 /// The instructions of VMX, and GETSEC, which has a VM exit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,22 +74,22 @@ impl Instruction {
 
     /// Returns the basic exit reason of this instruction in VMX non-root operation.
     #[must_use]
-    pub const fn exit_reason(self) -> u16 {
+    pub const fn exit_reason(self) -> ExitReason {
         match self {
-            Self::Vmxon => 27,
-            Self::Vmxoff => 26,
-            Self::Vmclear => 19,
-            Self::Vmptrld => 21,
-            Self::Vmptrst => 22,
-            Self::Vmread => 23,
-            Self::Vmwrite => 25,
-            Self::Vmlaunch => 20,
-            Self::Vmresume => 24,
-            Self::Vmcall => 18,
-            Self::Vmfunc => 59,
-            Self::Invept => 50,
-            Self::Invvpid => 53,
-            Self::Getsec => 11,
+            Self::Vmxon => ExitReason::VMXON,
+            Self::Vmxoff => ExitReason::VMXOFF,
+            Self::Vmclear => ExitReason::VMCLEAR,
+            Self::Vmptrld => ExitReason::VMPTRLD,
+            Self::Vmptrst => ExitReason::VMPTRST,
+            Self::Vmread => ExitReason::VMREAD,
+            Self::Vmwrite => ExitReason::VMWRITE,
+            Self::Vmlaunch => ExitReason::VMLAUNCH,
+            Self::Vmresume => ExitReason::VMRESUME,
+            Self::Vmcall => ExitReason::VMCALL,
+            Self::Vmfunc => ExitReason::VMFUNC,
+            Self::Invept => ExitReason::INVEPT,
+            Self::Invvpid => ExitReason::INVVPID,
+            Self::Getsec => ExitReason::GETSEC,
         }
     }
 
@@ -187,7 +188,7 @@ pub enum NotExecuted {
     /// It faults.
     Fault(Exception),
     /// It causes a VM exit with this basic exit reason, before any operand is read.
-    Exit(u16),
+    Exit(ExitReason),
 }
 
 /// In which operation a step applies.

@@ -10,11 +10,13 @@
 //! [`crate::precondition`] and after its operands were read. Native code that is root-mode
 //! software (a hypervisor in the same program) calls them directly.
 
+mod exit;
 mod fields;
 mod init;
 mod invalidate;
 mod state;
 
+pub use exit::Registers;
 pub use fields::Vmread;
 pub use init::InitOutcome;
 pub use invalidate::{Invalidation, Vmfunc};
@@ -26,7 +28,9 @@ use crate::addr::Hpa;
 use crate::arch::ArchState;
 use crate::capability::VmxProfile;
 use crate::controls::SecondaryControls;
+use crate::error;
 use crate::event::Exception;
+use crate::exit::VmxAbort;
 use crate::field::Field;
 use crate::memory::PhysicalMemory;
 use crate::observer::{Completion, Observer, Operation, Transition};
@@ -35,28 +39,6 @@ use crate::precondition::{Instruction, NotExecuted, VmxOperation};
 use crate::region::RegionHeader;
 use crate::registry::{ActiveVmcs, CpuId, RemoteVmclear, VmcsRegistry};
 use crate::vmcs::Vmcs;
-
-/// The VM-instruction error numbers that the processor gives itself (SDM Vol. 3C, "VM Instruction
-/// Error Numbers").
-#[allow(dead_code, reason = "VM entry uses the rest")]
-mod error {
-    pub(super) const VMCALL_IN_ROOT: u32 = 1;
-    pub(super) const VMCLEAR_INVALID_ADDRESS: u32 = 2;
-    pub(super) const VMCLEAR_VMXON_POINTER: u32 = 3;
-    pub(super) const VMLAUNCH_NON_CLEAR: u32 = 4;
-    pub(super) const VMRESUME_NON_LAUNCHED: u32 = 5;
-    pub(super) const VMRESUME_AFTER_VMXOFF: u32 = 6;
-    pub(super) const ENTRY_INVALID_CONTROL: u32 = 7;
-    pub(super) const ENTRY_INVALID_HOST_STATE: u32 = 8;
-    pub(super) const VMPTRLD_INVALID_ADDRESS: u32 = 9;
-    pub(super) const VMPTRLD_VMXON_POINTER: u32 = 10;
-    pub(super) const VMPTRLD_WRONG_REVISION: u32 = 11;
-    pub(super) const UNSUPPORTED_COMPONENT: u32 = 12;
-    pub(super) const VMWRITE_READ_ONLY: u32 = 13;
-    pub(super) const VMXON_IN_ROOT: u32 = 15;
-    pub(super) const ENTRY_MOVSS_BLOCKING: u32 = 26;
-    pub(super) const INVALID_INVEPT_INVVPID_OPERAND: u32 = 28;
-}
 
 /// What a VMX instruction that is executed by root-mode software comes to, or why it is not
 /// executed.
@@ -86,8 +68,8 @@ pub struct LogicalProcessor {
     /// Some only in VMX operation; in VMX non-root operation always.
     current: Option<ActiveVmcs>,
     is_init_pending: bool,
-    /// The indicator of the VMX abort that shut the processor down.
-    abort: Option<u32>,
+    /// The VMX abort that shut the processor down.
+    abort: Option<VmxAbort>,
     vmxoff_detection: VmxoffDetection,
     observer: Option<Box<dyn Observer>>,
 }
@@ -179,10 +161,9 @@ impl LogicalProcessor {
         self.current.as_mut().map(|current| &mut *current.values)
     }
 
-    /// Returns the indicator of the VMX abort that shut the processor down, if one did: only
-    /// RESET ends this.
+    /// Returns the VMX abort that shut the processor down, if one did: only RESET ends this.
     #[must_use]
-    pub const fn abort(&self) -> Option<u32> {
+    pub const fn abort(&self) -> Option<VmxAbort> {
         self.abort
     }
 

@@ -70,11 +70,22 @@ pub struct Report {
 impl core::fmt::Display for Report {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let item = self.item;
-        write!(f, "{}: processor {}: {}", item.name(), self.cpu.0, self.detail)?;
+        write!(
+            f,
+            "{}: processor {}: {}",
+            item.name(),
+            self.cpu.0,
+            self.detail
+        )?;
         if let Some(vmcs) = self.vmcs {
             write!(f, " (region {vmcs:#x})")?;
         }
-        write!(f, ":{} SDM Vol. 3C, \"{}\"", item.sentence(), item.section())?;
+        write!(
+            f,
+            ":{} SDM Vol. 3C, \"{}\"",
+            item.sentence(),
+            item.section()
+        )?;
         if let Some(step) = self.history.last() {
             write!(f, "; at {:?} on processor {}", step.operation, step.cpu.0)?;
         }
@@ -327,7 +338,10 @@ impl State {
         else {
             return;
         };
-        if self.region(t.vmcs.unwrap_or_default()).last_entered_on.is_some()
+        if self
+            .region(t.vmcs.unwrap_or_default())
+            .last_entered_on
+            .is_some()
             && !exit_information::is_defined(vmcs, field)
         {
             let reason = vmcs.get(Field::EXIT_REASON) & 0xffff;
@@ -463,7 +477,8 @@ impl State {
             return;
         };
         let first = access.address.0.saturating_sub(page.0);
-        let is_abort_indicator = access.address.0 >= page.0 && first == 4 && access.length_bytes <= 4;
+        let is_abort_indicator =
+            access.address.0 >= page.0 && first == 4 && access.length_bytes <= 4;
         let is_excused = region.is_aborted && is_abort_indicator;
         let is_active = !region.active_on.is_empty() || is_vmxon_region;
         if !is_active || is_excused {
@@ -500,7 +515,10 @@ impl State {
         // A write to the region itself is judged as an access to an active region.
         let mut modified = others.filter_map(|(cpu, other)| {
             let named = other.in_use.iter().skip(1);
-            named.clone().find(is_modified).map(|s| (*cpu, other.current, *s))
+            named
+                .clone()
+                .find(is_modified)
+                .map(|s| (*cpu, other.current, *s))
         });
         if let Some((owner, vmcs, structure)) = modified.next() {
             let detail = format!(

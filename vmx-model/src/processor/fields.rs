@@ -4,9 +4,10 @@
 //! SDM Vol. 3C, "VMREAD", "VMWRITE" of the chapter "VMX Instruction Reference" and "VMCS
 //! Shadowing Bitmap Addresses".
 
-use super::{LogicalProcessor, error};
+use super::LogicalProcessor;
 use crate::addr::Hpa;
 use crate::controls::SecondaryControls;
+use crate::error;
 use crate::field::{Field, Half, Kind};
 use crate::memory::PhysicalMemory;
 use crate::observer::{Completion, Operation};

@@ -4,10 +4,11 @@
 //! "EPTP Switching". The processor judges the operands; which cached translations there are to
 //! drop is known to whoever has a TLB.
 
-use super::{LogicalProcessor, error};
+use super::LogicalProcessor;
 use crate::addr::{Hpa, Linear};
 use crate::capability::{EptVpidCap, VmxProfile};
 use crate::controls::{SecondaryControls, VmFunctionControls};
+use crate::error;
 use crate::event::Exception;
 use crate::field::Field;
 use crate::memory::PhysicalMemory;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{LogicalProcessor, VmxoffDetection};
 use crate::addr::Hpa;
 use crate::capability::VmxProfile;
+use crate::exit::VmxAbort;
 use crate::precondition::VmxOperation;
 use crate::registry::{CpuId, RestoreError, SavedVmcs, VmcsRegistry};
 
@@ -22,7 +23,7 @@ pub struct ProcessorState {
     vmxon_pointer: Option<Hpa>,
     current: Option<SavedVmcs>,
     is_init_pending: bool,
-    abort: Option<u32>,
+    abort: Option<VmxAbort>,
     vmxoff_detection: VmxoffDetection,
 }
 

@@ -194,10 +194,8 @@ pub(super) fn harmful_overlap(structures: &[Structure]) -> Option<(Structure, St
 }
 
 fn is_harmful(one: &Structure, other: &Structure) -> bool {
-    let is_written =
-        one.written_by != WrittenBy::Nobody || other.written_by != WrittenBy::Nobody;
+    let is_written = one.written_by != WrittenBy::Nobody || other.written_by != WrittenBy::Nobody;
     let are_msr_lists = |list: &Structure| MSR_LISTS.iter().any(|row| row.0 == list.name);
-    let is_shared_list =
-        one.start == other.start && are_msr_lists(one) && are_msr_lists(other);
+    let is_shared_list = one.start == other.start && are_msr_lists(one) && are_msr_lists(other);
     is_written && !is_shared_list && one.overlaps(other.start, other.length_bytes)
 }
