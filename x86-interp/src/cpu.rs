@@ -10,6 +10,7 @@ use vmx_model::event::Exception;
 use crate::bus::{Bus, Clock, LocalApic};
 use crate::cpuid::{CpuidTable, Feature, Profile};
 use crate::decode;
+use crate::events::Events;
 use crate::exec;
 use crate::fault::{Exec, Fault};
 use crate::insn::{Insn, Operand, RegisterOffset};
@@ -17,6 +18,7 @@ use crate::mem::phys::PhysMap;
 use crate::mem::{Access, Privilege};
 use crate::mode::Mode;
 use crate::msr::Msrs;
+use crate::reset::reset_state;
 use crate::run::{Engine, Hot};
 use crate::stop::{Stop, Unimplemented};
 use crate::system::SystemRegisters;
@@ -36,6 +38,8 @@ pub struct Cpu {
     pub(crate) state: ArchState,
     /// Where execution goes on when the current instruction completes.
     pub(crate) next_rip: u64,
+    /// Events that wait, and blocking of events.
+    pub(crate) events: Events,
     pub(crate) phys: Arc<PhysMap>,
     pub(crate) bus: Box<dyn Bus>,
     pub(crate) clock: Box<dyn Clock>,
@@ -61,11 +65,9 @@ impl Cpu {
         Self {
             gpr: [0; 18],
             hot: Hot::default(),
-            state: ArchState {
-                rflags: Rflags::FIXED1,
-                ..ArchState::default()
-            },
+            state: reset_state(),
             next_rip: 0,
+            events: Events::default(),
             phys,
             bus,
             clock,

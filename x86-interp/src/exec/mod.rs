@@ -3,6 +3,8 @@
 //! Files follow SDM Vol. 1, "Instruction Set Summary". Each has a table from the decoder's code to
 //! a [`Row`]; [`lookup`] asks them in turn.
 
+pub(crate) mod segment;
+
 use iced_x86::Code;
 
 use crate::insn::Plain;
@@ -30,6 +32,8 @@ bitflags::bitflags! {
 
 /// Returns who executes an instruction; `None` if nobody does yet.
 pub(crate) fn lookup(code: Code) -> Option<Row> {
-    let _ = code;
-    None
+    TABLES.iter().find_map(|lookup| lookup(code))
 }
+
+/// The tables of the files.
+const TABLES: &[fn(Code) -> Option<Row>] = &[segment::lookup];

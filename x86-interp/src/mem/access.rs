@@ -51,6 +51,17 @@ impl Cpu {
         self.store_linear(linear, value, Privilege::Current)
     }
 
+    /// Stores bytes to `segment:offset` with the privilege of CPL.
+    pub(crate) fn store_bytes(
+        &mut self,
+        segment: SegmentRegister,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Exec {
+        let linear = self.linear(segment, offset, bytes.len() as u64, Access::Write)?;
+        self.store_bytes_linear(linear, bytes, Privilege::Current)
+    }
+
     /// Loads from a linear address. `access` is what the permissions are checked for.
     pub(crate) fn load_linear<W: Width>(
         &mut self,

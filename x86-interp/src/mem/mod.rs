@@ -6,6 +6,7 @@
 pub(crate) mod access;
 pub mod phys;
 pub(crate) mod segment;
+pub(crate) mod stack;
 pub(crate) mod walk;
 
 /// What a memory access does.
