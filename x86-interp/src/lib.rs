@@ -8,6 +8,7 @@
 #[cfg(target_endian = "big")]
 compile_error!("the register file is addressed by byte offset: little-endian hosts only");
 
+pub(crate) mod alu;
 pub(crate) mod block;
 pub mod bus;
 pub mod cpu;

@@ -3,7 +3,12 @@
 //! Files follow SDM Vol. 1, "Instruction Set Summary". Each has a table from the decoder's code to
 //! a [`Row`]; [`lookup`] asks them in turn.
 
+mod arithmetic;
+mod bit;
+mod form;
+mod logic;
 pub(crate) mod segment;
+mod shift;
 
 use iced_x86::Code;
 
@@ -30,10 +35,16 @@ bitflags::bitflags! {
     }
 }
 
+/// The tables of the files, in the order in which they are asked.
+const TABLES: &[fn(Code) -> Option<Row>] = &[
+    arithmetic::lookup,
+    bit::lookup,
+    logic::lookup,
+    segment::lookup,
+    shift::lookup,
+];
+
 /// Returns who executes an instruction; `None` if nobody does yet.
 pub(crate) fn lookup(code: Code) -> Option<Row> {
-    TABLES.iter().find_map(|lookup| lookup(code))
+    TABLES.iter().find_map(|table| table(code))
 }
-
-/// The tables of the files.
-const TABLES: &[fn(Code) -> Option<Row>] = &[segment::lookup];

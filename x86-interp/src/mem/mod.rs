@@ -8,6 +8,7 @@ pub mod phys;
 pub(crate) mod segment;
 pub(crate) mod stack;
 pub(crate) mod walk;
+mod update;
 
 /// What a memory access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
