@@ -7,8 +7,8 @@ pub(crate) mod access;
 pub mod phys;
 pub(crate) mod segment;
 pub(crate) mod stack;
-pub(crate) mod walk;
 mod update;
+pub(crate) mod walk;
 
 /// What a memory access does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
