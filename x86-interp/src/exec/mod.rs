@@ -4,11 +4,19 @@
 //! a [`Row`]; [`lookup`] asks them in turn.
 
 mod arithmetic;
+mod bcd;
 mod bit;
+mod condition;
+mod control;
+mod flags;
 mod form;
 mod logic;
+mod nothing;
 pub(crate) mod segment;
 mod shift;
+mod stack;
+mod string;
+mod transfer;
 
 use iced_x86::Code;
 
@@ -42,6 +50,14 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     logic::lookup,
     segment::lookup,
     shift::lookup,
+    transfer::lookup,
+    string::lookup,
+    stack::lookup,
+    nothing::lookup,
+    flags::lookup,
+    control::lookup,
+    condition::lookup,
+    bcd::lookup,
 ];
 
 /// Returns who executes an instruction; `None` if nobody does yet.
