@@ -115,6 +115,11 @@ impl BlockCache {
         self.blocks.get(key).map(|b| &**b)
     }
 
+    /// Drops all blocks. Only between runs of handlers.
+    pub(crate) fn clear(&mut self) {
+        self.blocks.clear();
+    }
+
     /// Adds a block. Only between runs of handlers: it may free other blocks.
     pub(crate) fn insert(&mut self, key: Key, block: Box<Block>) -> &Block {
         if self.blocks.len() >= MAX_BLOCKS {

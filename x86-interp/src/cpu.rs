@@ -13,8 +13,11 @@ use crate::decode;
 use crate::events::Events;
 use crate::exec;
 use crate::fault::{Exec, Fault};
+use crate::flags::LazyFlags;
 use crate::insn::{Insn, Operand, RegisterOffset};
-use crate::mem::phys::PhysMap;
+use crate::mem::phys::{PhysMap, View};
+use crate::mem::tlb::Tlb;
+use crate::mem::translate::CurrentContext;
 use crate::mem::{Access, Privilege};
 use crate::mode::Mode;
 use crate::msr::Msrs;
@@ -33,6 +36,9 @@ pub struct Cpu {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8-R15, spare, zero.
     pub(crate) gpr: RegisterFile,
     pub(crate) hot: Hot,
+    pub(crate) flags: LazyFlags,
+    pub(crate) tlb: Tlb,
+    pub(crate) current_context: CurrentContext,
     /// The rest of the architectural state. While the processor runs, `rsp` is stale (the register
     /// file has it) and the status flags of `rflags` may be (see [`Cpu::rflags`]).
     pub(crate) state: ArchState,
@@ -41,6 +47,8 @@ pub struct Cpu {
     /// Events that wait, and blocking of events.
     pub(crate) events: Events,
     pub(crate) phys: Arc<PhysMap>,
+    /// The memory map as last seen.
+    pub(crate) view: View,
     pub(crate) bus: Box<dyn Bus>,
     pub(crate) clock: Box<dyn Clock>,
     /// System registers outside `state`.
@@ -65,6 +73,10 @@ impl Cpu {
         Self {
             gpr: [0; 18],
             hot: Hot::default(),
+            flags: LazyFlags::default(),
+            tlb: Tlb::default(),
+            current_context: CurrentContext::default(),
+            view: phys.view(),
             state: reset_state(),
             next_rip: 0,
             events: Events::default(),
@@ -152,17 +164,23 @@ impl Cpu {
     /// Returns RFLAGS with the status flags up to date.
     #[must_use]
     pub fn rflags(&self) -> Rflags {
-        self.state.rflags
+        self.state.rflags.difference(Rflags::STATUS) | self.flags.to_rflags()
     }
 
     /// Replaces RFLAGS as a whole; bit 1 reads as one.
     pub fn set_rflags(&mut self, rflags: Rflags) {
         self.state.rflags = rflags | Rflags::FIXED1;
+        self.flags = LazyFlags::from_rflags(rflags);
     }
 
     /// Replaces those flags of `mask` (status flags only) by the ones in `flags`.
     pub(crate) fn set_status(&mut self, mask: Rflags, flags: Rflags) {
-        self.state.rflags = self.state.rflags.difference(mask) | flags.intersection(mask);
+        let kept = if mask.contains(Rflags::STATUS) {
+            Rflags::empty()
+        } else {
+            self.flags.to_rflags().difference(mask)
+        };
+        self.flags = LazyFlags::from_rflags(kept | flags.intersection(mask));
     }
 
     /// Reads operand `n` of `insn`.
@@ -221,6 +239,7 @@ impl Cpu {
     /// # Errors
     /// What ended the instruction.
     pub fn execute_plain(&mut self) -> Exec {
+        self.refresh_map();
         let insn = self.fetch()?;
         self.next_rip = self.state.rip.wrapping_add(u64::from(insn.length)) & self.rip_mask();
         (insn.plain)(self, &insn)?;

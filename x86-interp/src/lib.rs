@@ -18,6 +18,7 @@ pub(crate) mod descriptor;
 pub mod events;
 pub(crate) mod exec;
 pub mod fault;
+pub(crate) mod flags;
 pub mod insn;
 pub mod mem;
 pub mod mode;

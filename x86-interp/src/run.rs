@@ -179,7 +179,7 @@ impl Cpu {
         self.state.rflags.contains(Rflags::TF)
     }
 
-    /// Returns the block at RIP; `None` if the instruction there cannot be in a block.
+    /// Returns the block at RIP, valid now; `None` if the instruction there cannot be in a block.
     fn find_block(&mut self, is_step: bool) -> Exec<Option<*const Block>> {
         let rip = self.state.rip;
         let linear = self.linear(SegmentRegister::Cs, rip, 1, Access::Execute)?;
@@ -190,18 +190,48 @@ impl Cpu {
             rip,
             mode: self.engine.blocks.mode_number(&mode),
         };
-        if let Some(block) = self.engine.blocks.get(&key) {
+        let epoch = self.hot.epoch;
+        if let Some(block) = self.engine.blocks.get(&key)
+            && block.is_valid(epoch)
+        {
             return Ok(Some(block));
         }
-        if self.phys.host_page(address).is_none() {
-            return Ok(None);
-        }
+        Ok(self.validate_block(key, &mode))
+    }
+
+    /// Compares a block with memory, or builds it.
+    #[cold]
+    fn validate_block(&mut self, key: Key, mode: &CodeMode) -> Option<*const Block> {
+        let ram = self.view.page(key.address)?;
+        let offset = key.address.page_offset();
         let mut bytes = [0; 4096];
-        let rest = &mut bytes[..4096 - address.page_offset() as usize];
-        self.phys.read_bytes(address, rest);
-        static NEVER: AtomicU64 = AtomicU64::new(0);
-        let built = block::build(rip, &mode, rest, &NEVER);
-        Ok(built.map(|b| core::ptr::from_ref(self.engine.blocks.insert(key, b))))
+        let mut bytes = &mut bytes[..4096 - offset as usize];
+        let known = self.engine.blocks.get(&key);
+        if let Some(block) = known {
+            bytes = &mut bytes[..block.bytes.len()];
+        }
+        // Optimistic for a new block: what is not code in the end costs slow stores only.
+        let is_first = ram.code.mark(offset, known.map_or(1, |b| b.bytes.len()));
+        let stamp = self.hot.epoch.wrapping_add(ram.code.generation().load(Ordering::SeqCst));
+        ram.read(offset, bytes);
+        if is_first {
+            self.tlb.protect_host_page(ram.host.as_ptr() as u64);
+        }
+        if let Some(block) = known
+            && *block.bytes == *bytes
+        {
+            block.validate(stamp);
+            return Some(block);
+        }
+        if known.is_some() {
+            bytes = &mut [];
+            let _ = bytes;
+            self.engine.blocks.retire(&key);
+            return self.validate_block(key, mode);
+        }
+        let block = block::build(key.rip, mode, bytes, ram.code.generation(), stamp)?;
+        ram.code.mark(offset, block.bytes.len());
+        Some(self.engine.blocks.insert(key, block))
     }
 
     /// Returns what code at RIP has to be decoded for.

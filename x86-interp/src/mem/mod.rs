@@ -4,10 +4,13 @@
 //! performs loads and stores, `phys` holds the synthetic physical address space.
 
 pub(crate) mod access;
+pub(crate) mod code;
 pub mod phys;
 pub(crate) mod segment;
 pub(crate) mod stack;
 mod update;
+pub(crate) mod tlb;
+pub(crate) mod translate;
 pub(crate) mod walk;
 
 /// What a memory access does.

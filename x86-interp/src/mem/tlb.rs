@@ -7,10 +7,16 @@
 //! decoded code, or whose dirty flag is clear) has no tag.
 //!
 //! Contexts are numbered as they appear; forgetting the numbers flushes.
-#![expect(unsafe_code, reason = "the TLB turns linear addresses into host pointers")]
+#![expect(
+    unsafe_code,
+    reason = "the TLB turns linear addresses into host pointers"
+)]
 
-use std::ptr::NonNull;
+use vmx_model::addr::Hpa;
 
+use super::Access;
+use super::code::CodePage;
+use super::phys::RamPage;
 use crate::width::Width;
 
 /// Number of entries.
@@ -40,12 +46,35 @@ const EMPTY: Entry = Entry {
     addend: 0,
 };
 
-/// What accesses an entry serves.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Serves {
+/// The rest of an entry.
+#[derive(Clone, Copy)]
+struct Behind {
+    /// The physical page.
+    physical: u64,
+    /// The tag of an allowed write, whether it may be fast or not.
+    write: u64,
+    code: *const CodePage,
+}
+
+impl Behind {
+    const EMPTY: Self = Self {
+        physical: 0,
+        write: INVALID,
+        code: core::ptr::null(),
+    };
+}
+
+// SAFETY: `code` is only read through, by atomics, and outlives its entry (see `write_beside_code`).
+unsafe impl Send for Behind {}
+
+/// What a walk found, to be entered.
+pub(crate) struct Found<'a> {
+    pub(crate) physical: Hpa,
+    pub(crate) ram: RamPage<'a>,
     pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) execute: bool,
+    pub(crate) is_large: bool,
 }
 
 /// An address space, as far as cached translations depend on it.
@@ -66,8 +95,8 @@ pub(crate) struct Context {
 /// The TLB.
 pub(crate) struct Tlb {
     entries: Box<[Entry; ENTRIES]>,
-    /// Physical page of each entry.
-    physical: Box<[u64; ENTRIES]>,
+    /// The rest of each entry.
+    behind: Box<[Behind; ENTRIES]>,
     contexts: Vec<(Context, u16)>,
     next_context: u16,
     /// Whether a page larger than 4 KiB has been entered since the last flush.
@@ -78,7 +107,7 @@ impl Default for Tlb {
     fn default() -> Self {
         Self {
             entries: Box::new([EMPTY; ENTRIES]),
-            physical: Box::new([0; ENTRIES]),
+            behind: Box::new([Behind::EMPTY; ENTRIES]),
             contexts: Vec::new(),
             next_context: 0,
             has_large: false,
@@ -98,9 +127,39 @@ impl Tlb {
         &self.entries[index(linear)]
     }
 
-    /// Returns the physical page behind the entry that would hold `linear`.
-    pub(crate) fn physical(&self, linear: u64) -> u64 {
-        self.physical[index(linear)]
+    /// Returns the physical address of `linear`, if an access of this kind is known to be allowed.
+    #[inline]
+    pub(crate) fn translate(&self, linear: u64, context: u64, access: Access) -> Option<u64> {
+        let e = self.entry(linear);
+        let behind = &self.behind[index(linear)];
+        let tag_now = match access {
+            Access::Read => e.read,
+            Access::Write => behind.write,
+            Access::Execute => e.execute,
+        };
+        (tag_now == linear & !0xfff | context).then_some(behind.physical | linear & 0xfff)
+    }
+
+    /// Writes where the fast way is closed because the page holds decoded code. Returns whether
+    /// code was changed; `None` if the page is not known to be writable.
+    #[inline]
+    pub(crate) fn write_beside_code<W: Width>(
+        &self,
+        linear: u64,
+        context: u64,
+        value: W,
+    ) -> Option<bool> {
+        let behind = &self.behind[index(linear)];
+        if behind.write != tag::<W>(linear, context) {
+            return None;
+        }
+        // SAFETY: as in `read`; the code page lives as long as the processor's view of the map,
+        // and a new view comes with a flush.
+        let code = unsafe {
+            write_host(linear.wrapping_add(self.entry(linear).addend), value);
+            &*behind.code
+        };
+        Some(code.written(linear & 0xfff, W::BYTES))
     }
 
     /// Returns the number of `context`.
@@ -109,7 +168,8 @@ impl Tlb {
             return number;
         }
         if self.next_context > LAST_CONTEXT {
-            *self.entries = [EMPTY; ENTRIES];
+            self.entries.fill(EMPTY);
+            self.behind.fill(Behind::EMPTY);
             self.contexts.clear();
             self.next_context = 0;
         }
@@ -119,26 +179,23 @@ impl Tlb {
         number
     }
 
-    /// Enters a translation. `host` is the first byte of the host page.
-    pub(crate) fn enter(
-        &mut self,
-        linear: u64,
-        context: u16,
-        physical_page: u64,
-        host: NonNull<u8>,
-        serves: Serves,
-        is_large: bool,
-    ) {
+    /// Enters a translation to a page of RAM.
+    pub(crate) fn enter(&mut self, linear: u64, context: u64, found: &Found<'_>) {
         let page = linear & !0xfff;
-        let tag = |is_served| if is_served { page | u64::from(context) } else { INVALID };
-        self.entries[index(linear)] = Entry {
-            read: tag(serves.read),
-            write: tag(serves.write),
-            execute: tag(serves.execute),
-            addend: (host.as_ptr() as u64).wrapping_sub(page),
+        let tag = |is_served| if is_served { page | context } else { INVALID };
+        let n = index(linear);
+        self.entries[n] = Entry {
+            read: tag(found.read),
+            write: tag(found.write && !found.ram.code.has_code()),
+            execute: tag(found.execute),
+            addend: (found.ram.host.as_ptr() as u64).wrapping_sub(page),
         };
-        self.physical[index(linear)] = physical_page;
-        self.has_large |= is_large;
+        self.behind[n] = Behind {
+            physical: found.physical.page().0,
+            write: tag(found.write),
+            code: found.ram.code,
+        };
+        self.has_large |= found.is_large;
     }
 
     /// Forgets all translations. Context numbers given out before are void.
@@ -161,6 +218,7 @@ impl Tlb {
             self.flush();
         } else {
             self.entries[index(linear)] = EMPTY;
+            self.behind[index(linear)] = Behind::EMPTY;
         }
     }
 
