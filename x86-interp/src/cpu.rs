@@ -115,6 +115,37 @@ impl Cpu {
         self.cpuid.features().has(feature)
     }
 
+    /// Returns RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    #[must_use]
+    pub fn general_registers(&self) -> [u64; 16] {
+        core::array::from_fn(|n| self.gpr[n])
+    }
+
+    /// Replaces RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub fn set_general_registers(&mut self, registers: &[u64; 16]) {
+        self.gpr[..16].copy_from_slice(registers);
+    }
+
+    /// Returns the state that VM entry loads and VM exit saves, RSP and the status flags included.
+    #[must_use]
+    pub fn arch_state(&self) -> ArchState {
+        ArchState {
+            rsp: self.gpr[4],
+            rflags: self.rflags(),
+            ..self.state.clone()
+        }
+    }
+
+    /// Replaces the state that VM entry loads and VM exit saves, unchecked, and forgets all
+    /// translations.
+    pub fn set_arch_state(&mut self, state: &ArchState) {
+        self.state = state.clone();
+        self.gpr[4] = state.rsp;
+        self.next_rip = state.rip;
+        self.set_rflags(state.rflags);
+        self.flush_tlb_all();
+    }
+
     /// Returns the operating mode.
     #[must_use]
     pub fn mode(&self) -> Mode {

@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "entry into micro-op handlers")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use vmx_model::arch::{Activity, Rflags, SegmentRegister};
 use vmx_model::event::Exception;
@@ -26,6 +26,10 @@ const KICK: i64 = i64::MAX;
 /// The value of [`Hot::limit`] that makes the run loop look for events.
 const ATTENTION: i64 = i64::MAX - 1;
 
+/// How often a block is built anew while somebody else changes its bytes; then its first
+/// instruction is executed outside of blocks.
+const REBUILDS: usize = 4;
+
 /// Registers of the run loop that micro-ops use at every block.
 pub(crate) struct Hot {
     /// Instructions left, minus those of the blocks that were entered.
@@ -36,7 +40,6 @@ pub(crate) struct Hot {
     /// The number of retired instructions when `budget` is used up.
     pub(crate) end: u64,
     /// Moves when code may have changed without a store of this processor.
-    #[expect(dead_code, reason = "outside writers are not there yet")]
     pub(crate) epoch: u64,
     /// Whether the current instruction wrote to a line that holds decoded code.
     pub(crate) code_written: bool,
@@ -98,6 +101,7 @@ impl Cpu {
     /// Runs until something stops the processor, at most `budget` instructions.
     pub fn run(&mut self, budget: u64) -> Stop {
         let end = self.retired.saturating_add(budget.min(i64::MAX as u64 / 2));
+        self.outside_may_have_written();
         loop {
             if let Err(fault) = self.run_once(end) {
                 match fault {
@@ -129,6 +133,7 @@ impl Cpu {
 
     /// Handles what is pending at this instruction boundary, then runs blocks.
     fn run_once(&mut self, end: u64) -> Exec {
+        self.hot.code_written = false;
         self.look_around(end)?;
         let left = end.wrapping_sub(self.retired) as i64;
         let is_step = self.needs_step();
@@ -153,6 +158,12 @@ impl Cpu {
         }
     }
 
+    /// Notes that memory may have been written other than by a processor: decoded code is compared
+    /// with memory before it runs again.
+    pub(crate) fn outside_may_have_written(&mut self) {
+        self.hot.epoch = self.hot.epoch.wrapping_add(1);
+    }
+
     /// Looks for kicks, stops, events and the end of the budget.
     fn look_around(&mut self, end: u64) -> Exec {
         if self.hot.limit.load(Ordering::Relaxed) != 0
@@ -160,6 +171,7 @@ impl Cpu {
         {
             return Err(self.stop(Stop::Kick));
         }
+        self.refresh_map();
         if self.pending_stop.is_some() {
             return Err(Fault::Stop);
         }
@@ -199,39 +211,32 @@ impl Cpu {
         Ok(self.validate_block(key, &mode))
     }
 
-    /// Compares a block with memory, or builds it.
+    /// Compares the block of `key` with memory, and builds it if it is not there or differs.
     #[cold]
     fn validate_block(&mut self, key: Key, mode: &CodeMode) -> Option<*const Block> {
-        let ram = self.view.page(key.address)?;
-        let offset = key.address.page_offset();
-        let mut bytes = [0; 4096];
-        let mut bytes = &mut bytes[..4096 - offset as usize];
-        let known = self.engine.blocks.get(&key);
-        if let Some(block) = known {
-            bytes = &mut bytes[..block.bytes.len()];
-        }
-        // Optimistic for a new block: what is not code in the end costs slow stores only.
-        let is_first = ram.code.mark(offset, known.map_or(1, |b| b.bytes.len()));
-        let stamp = self.hot.epoch.wrapping_add(ram.code.generation().load(Ordering::SeqCst));
-        ram.read(offset, bytes);
-        if is_first {
-            self.tlb.protect_host_page(ram.host.as_ptr() as u64);
-        }
-        if let Some(block) = known
-            && *block.bytes == *bytes
-        {
-            block.validate(stamp);
-            return Some(block);
-        }
-        if known.is_some() {
-            bytes = &mut [];
-            let _ = bytes;
+        for _ in 0..REBUILDS {
+            if self.engine.blocks.get(&key).is_none() {
+                let ram = self.view.page(key.address)?;
+                let mut bytes = [0; 4096];
+                let bytes = &mut bytes[key.address.page_offset() as usize..];
+                ram.read(key.address.page_offset(), bytes);
+                let block = block::build(key.rip, mode, bytes, ram.code.generation())?;
+                self.engine.blocks.insert(key, block);
+            }
+            let block = self.engine.blocks.get(&key)?;
+            let ram = self.view.page(key.address)?;
+            let (offset, length) = (key.address.page_offset(), block.bytes.len());
+            if ram.code.mark(offset, length) {
+                self.tlb.protect_host_page(ram.host.as_ptr() as u64);
+            }
+            let generation = ram.code.generation().load(Ordering::SeqCst);
+            if ram.holds(offset, &block.bytes) {
+                block.validate(self.hot.epoch.wrapping_add(generation));
+                return Some(block);
+            }
             self.engine.blocks.retire(&key);
-            return self.validate_block(key, mode);
         }
-        let block = block::build(key.rip, mode, bytes, ram.code.generation(), stamp)?;
-        ram.code.mark(offset, block.bytes.len());
-        Some(self.engine.blocks.insert(key, block))
+        None
     }
 
     /// Returns what code at RIP has to be decoded for.
@@ -255,3 +260,6 @@ const _: () = {
     const fn is_send<T: Send>() {}
     is_send::<Cpu>();
 };
+
+#[cfg(test)]
+mod tests;

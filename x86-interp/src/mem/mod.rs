@@ -8,9 +8,9 @@ pub(crate) mod code;
 pub mod phys;
 pub(crate) mod segment;
 pub(crate) mod stack;
-mod update;
 pub(crate) mod tlb;
 pub(crate) mod translate;
+mod update;
 pub(crate) mod walk;
 
 /// What a memory access does.

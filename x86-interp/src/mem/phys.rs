@@ -202,6 +202,16 @@ impl RamPage<'_> {
         }
     }
 
+    /// Whether the page holds these bytes at `offset`.
+    pub(crate) fn holds(&self, offset: u64, bytes: &[u8]) -> bool {
+        bytes.chunks(64).enumerate().all(|(n, part)| {
+            let mut now = [0; 64];
+            let now = &mut now[..part.len()];
+            self.read(offset + 64 * n as u64, now);
+            now == part
+        })
+    }
+
     /// Writes at `offset`; the bytes lie inside the page. Returns whether that changed code.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> bool {
         let at = self.place(offset, bytes.len());
