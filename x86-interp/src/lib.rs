@@ -28,6 +28,8 @@ pub mod run;
 pub(crate) mod segmentation;
 pub mod stop;
 pub mod system;
+#[cfg(test)]
+pub(crate) mod test_cpu;
 pub(crate) mod uop;
 pub mod width;
 pub mod xstate;

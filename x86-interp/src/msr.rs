@@ -5,6 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Bits of IA32_DEBUGCTL that may be set: LBR (no branch is recorded) and BTF.
+pub const DEBUGCTL_SUPPORTED: u64 = 0x3;
+
 /// The MSRs outside [`vmx_model::arch::ArchState`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are the architecture's own")]

@@ -6,8 +6,11 @@
 mod arithmetic;
 mod bcd;
 mod bit;
+mod common;
 mod condition;
 mod control;
+mod control_register;
+mod debug_register;
 mod flags;
 mod form;
 mod logic;
@@ -58,6 +61,8 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     control::lookup,
     condition::lookup,
     bcd::lookup,
+    control_register::lookup,
+    debug_register::lookup,
 ];
 
 /// Returns who executes an instruction; `None` if nobody does yet.
