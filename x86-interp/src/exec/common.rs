@@ -2,7 +2,6 @@
 
 use vmx_model::addr::Linear;
 use vmx_model::arch::SegmentRegister;
-use vmx_model::event::Exception;
 
 use crate::insn::Insn;
 use crate::mem::{Access, Privilege};
@@ -11,14 +10,6 @@ use crate::width::Width;
 use crate::{Cpu, Exec};
 
 impl Cpu {
-    /// #GP(0) unless CPL is 0; virtual-8086 mode has CPL 3.
-    pub(crate) fn require_cpl0(&self) -> Exec {
-        if self.cpl() != 0 || self.mode() == Mode::Virtual8086 {
-            return Err(Exception::gp(0).into());
-        }
-        Ok(())
-    }
-
     /// Reads operand `n`, a register or memory of 64 bits in 64-bit mode and of 32 elsewhere.
     pub(crate) fn read_native(&mut self, insn: &Insn, n: usize) -> Exec<u64> {
         if self.mode() == Mode::Long {

@@ -88,9 +88,7 @@ fn lmsw(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// SMSW: a register gets as much of CR0 as it holds, memory 16 bits.
 fn smsw(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    if cpu.state.cr4.contains(Cr4::UMIP) {
-        cpu.require_cpl0()?;
-    }
+    cpu.check_umip()?;
     let value = cpu.state.cr0.bits();
     match (insn.code, insn.operands[0]) {
         (Code::Smsw_rm16, _) | (_, Operand::Memory) => cpu.write(insn, 0, value as u16),
