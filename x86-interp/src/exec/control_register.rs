@@ -127,9 +127,9 @@ fn invpcid(cpu: &mut Cpu, insn: &Insn) -> Exec {
         return Err(Exception::gp(0).into());
     }
     match kind {
-        0 if pcid == cpu.state.cr3 & 0xfff => cpu.flush_tlb_page(Linear(linear)),
-        2 => cpu.flush_tlb_all(),
-        _ => cpu.flush_tlb_non_global(),
+        0 => cpu.flush_tlb_page(Linear(linear)),
+        1 => cpu.flush_tlb_pcid(pcid as u16),
+        _ => cpu.flush_tlb_all(),
     }
     Ok(())
 }
@@ -213,11 +213,13 @@ impl Cpu {
     /// # Errors
     /// #GP(0).
     pub(crate) fn write_cr3(&mut self, value: u64) -> Exec {
-        let mut new = value;
-        if self.state.cr4.contains(Cr4::PCIDE) {
-            // "If bit 63 of the source operand is 1, no invalidation is required."
-            new &= !(1 << 63);
-        }
+        const NO_INVALIDATION: u64 = 1 << 63;
+        let keeps = self.state.cr4.contains(Cr4::PCIDE) && value & NO_INVALIDATION != 0;
+        let new = if keeps {
+            value & !NO_INVALIDATION
+        } else {
+            value
+        };
         let reserved = !physical_mask(self.cpuid.physical_address_bits());
         if self.state.efer.contains(Efer::LMA) && new & reserved != 0 {
             return Err(Exception::gp(0).into());
@@ -226,7 +228,11 @@ impl Cpu {
             self.state.pdptes = self.read_pdptes(new)?;
         }
         self.state.cr3 = new;
-        self.flush_tlb_non_global();
+        if keeps {
+            self.address_space_changed();
+        } else {
+            self.flush_tlb_non_global();
+        }
         Ok(())
     }
 
