@@ -12,7 +12,9 @@
 pub mod addr;
 pub mod arch;
 pub mod capability;
+pub mod checks;
 pub mod controls;
+pub mod entry;
 pub mod error;
 pub mod event;
 pub mod exit;
