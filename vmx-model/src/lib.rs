@@ -22,6 +22,8 @@ pub mod exit_reason;
 pub mod field;
 pub mod memory;
 pub mod msr_area;
+#[cfg(feature = "naive")]
+pub mod naive;
 pub mod observer;
 pub mod outcome;
 pub mod precondition;

@@ -11,7 +11,7 @@
 pub mod compare;
 mod entry;
 mod invariants;
-mod machine;
+pub mod machine;
 pub mod sequence;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,7 +136,8 @@ impl NaiveMachine {
     #[must_use]
     pub fn current_values(&self, cpu: u32) -> Option<Vmcs> {
         let cpu = &self.cpus[cpu as usize];
-        cpu.current.map(|pointer| values(&cpu.active[&pointer].fields))
+        cpu.current
+            .map(|pointer| values(&cpu.active[&pointer].fields))
     }
 
     /// Returns the header and the values that the memory of a region holds.
@@ -151,10 +152,8 @@ impl NaiveMachine {
         let Some(fields) = self.fields(cpu) else {
             return;
         };
-        let is_saved = |field: &Field| {
-            field.kind() == Kind::Guest
-                || *field == Field::VM_ENTRY_CONTROLS
-        };
+        let is_saved =
+            |field: &Field| field.kind() == Kind::Guest || *field == Field::ENTRY_CONTROLS;
         for field in Field::ALL.into_iter().filter(is_saved) {
             fields.insert(field.encoding(), vmcs.get(field));
         }
@@ -185,11 +184,13 @@ impl NaiveMachine {
             }),
             Action::Vmcall => self.in_root(cpu, ExitReason::VMCALL, |m, cpu| m.fail(cpu, 1)),
             Action::Vmfunc(eax, ecx) => self.vmfunc(cpu, eax, ecx),
-            Action::Invept(kind, descriptor) => {
-                self.in_root(cpu, ExitReason::INVEPT, |m, cpu| m.invept(cpu, kind, descriptor))
-            }
+            Action::Invept(kind, descriptor) => self.in_root(cpu, ExitReason::INVEPT, |m, cpu| {
+                m.invept(cpu, kind, descriptor)
+            }),
             Action::Invvpid(kind, descriptor) => {
-                self.in_root(cpu, ExitReason::INVVPID, |m, cpu| m.invvpid(cpu, kind, descriptor))
+                self.in_root(cpu, ExitReason::INVVPID, |m, cpu| {
+                    m.invvpid(cpu, kind, descriptor)
+                })
             }
             Action::Prepare(link) => self.prepare(cpu, link),
             Action::Exit(reason) => self.exit(cpu, reason),
@@ -255,7 +256,9 @@ impl NaiveMachine {
 
     /// Returns the first dword at `pointer`; where no memory is, all ones.
     fn header(&self, pointer: Hpa) -> u32 {
-        self.pages.get(&pointer).map_or(u32::MAX, |page| page.header)
+        self.pages
+            .get(&pointer)
+            .map_or(u32::MAX, |page| page.header)
     }
 
     fn vmxon(&mut self, n: u32, pointer: Hpa) -> Answer {
@@ -268,7 +271,10 @@ impl NaiveMachine {
         if self.is_wrong_pointer(pointer) || self.header(pointer) != revision {
             return Answer::Outcome(VmxOutcome::FailInvalid);
         }
-        let is_shared = self.cpus.iter().any(|cpu| cpu.vmxon_pointer == Some(pointer));
+        let is_shared = self
+            .cpus
+            .iter()
+            .any(|cpu| cpu.vmxon_pointer == Some(pointer));
         if is_shared || !self.active_on(pointer).is_empty() {
             self.misuse.push(Item::SharedRegion);
         }
@@ -394,7 +400,8 @@ impl NaiveMachine {
         } else {
             ExitReason::VMREAD
         };
-        let pointer = match self.cpus[n as usize].operation {
+        let operation = self.cpus[n as usize].operation;
+        let pointer = match operation {
             VmxOperation::Outside => return Err(Answer::Undefined),
             VmxOperation::Root => self.cpus[n as usize].current,
             VmxOperation::NonRoot if !self.is_shadowed(n, encoding, is_write) => {
@@ -414,7 +421,7 @@ impl NaiveMachine {
         {
             return Err(self.fail(n, 13));
         }
-        match self.cpus[n as usize].operation {
+        match operation {
             VmxOperation::Root => self
                 .fields(n)
                 .ok_or(Answer::Outcome(VmxOutcome::FailInvalid)),
@@ -486,12 +493,12 @@ impl NaiveMachine {
         if blocking == Blocking::MovSs {
             return self.fail(n, 26);
         }
-        if needed == LaunchState::Launched && self.left_by_vmxoff.contains(&pointer) {
-            self.misuse.push(Item::VmresumeAfterVmxoff);
-        }
         if self.launch(pointer) != needed {
             let number = if needed == LaunchState::Clear { 4 } else { 5 };
             return self.fail(n, number);
+        }
+        if needed == LaunchState::Launched && self.left_by_vmxoff.contains(&pointer) {
+            self.misuse.push(Item::VmresumeAfterVmxoff);
         }
         let fields = &self.cpus[n as usize].active[&pointer].fields;
         match entry::judge(&values(fields), pointer, self) {
@@ -588,10 +595,8 @@ impl NaiveMachine {
         let high = self.profile.facts.linear_address_bits - 1;
         let sign = address >> high;
         let is_canonical = sign == 0 || sign == u64::MAX >> high;
-        let is_wrong = !is_supported
-            || tag >= 1 << 16
-            || kind != 2 && tag == 0
-            || kind == 0 && !is_canonical;
+        let is_wrong =
+            !is_supported || tag >= 1 << 16 || kind != 2 && tag == 0 || kind == 0 && !is_canonical;
         if is_wrong {
             self.fail(n, 28)
         } else {

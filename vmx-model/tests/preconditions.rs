@@ -39,9 +39,7 @@ fn instruction(name: &str) -> Instruction {
 
 fn rule(step: &Step) -> Rule {
     let mut steps = instruction(&step.instruction).steps().iter();
-    let ours = steps.find(|ours| {
-        ours.applies.name() == step.operation && ours.order == step.order
-    });
+    let ours = steps.find(|ours| ours.applies.name() == step.operation && ours.order == step.order);
     ours.unwrap_or_else(|| panic!("{} {} {}", step.instruction, step.operation, step.order))
         .rule
 }
@@ -78,11 +76,11 @@ fn violations(step: &Step) -> Vec<Violation> {
         }
         "CPL>0" => vec![|c| c.cpl = 3, |c| c.cpl = 1],
         "in A20M mode" => vec![|c| c.is_a20_masked = true],
-        condition if condition.starts_with("CR0 or CR4 value not supported") => vec![
-            |c| c.cr0 -= Cr0::PG,
-            |c| c.cr0 -= Cr0::NE,
-            |c| c.cr4 |= Cr4::from_bits_retain(1 << 63),
-        ],
+        condition if condition.starts_with("CR0 or CR4 value not supported") => {
+            vec![|c| c.cr0 -= Cr0::PG, |c| c.cr0 -= Cr0::NE, |c| {
+                c.cr4 |= Cr4::from_bits_retain(1 << 63)
+            }]
+        }
         "IA32_FEATURE_CONTROL.lock=0" => vec![|c| c.feature_control &= !1],
         "in SMX operation and IA32_FEATURE_CONTROL[1]=0" => vec![|c| {
             c.is_in_smx = true;
@@ -161,7 +159,11 @@ fn each_precondition_decides_when_it_is_the_first_that_holds() {
     let profile = VmxProfile::everything();
     let spec = spec();
     let mut count = 0;
-    for (n, step) in spec.iter().enumerate().filter(|(_, step)| is_precondition(step)) {
+    for (n, step) in spec
+        .iter()
+        .enumerate()
+        .filter(|(_, step)| is_precondition(step))
+    {
         let is_later = |other: &&Step| {
             other.instruction == step.instruction
                 && other.operation == step.operation
@@ -173,9 +175,12 @@ fn each_precondition_decides_when_it_is_the_first_that_holds() {
             .flat_map(violations)
             .collect();
         for violation in violations(step) {
-            let mut context = legal(&profile, operation(step));
-            violation(&mut context);
             let instruction = instruction(&step.instruction);
+            let mut context = legal(&profile, operation(step));
+            if instruction == Instruction::Getsec {
+                context.cr4 |= Cr4::SMXE;
+            }
+            violation(&mut context);
             let expected = Err(expected(&step.result));
             let at = format!("{} {} {}", step.instruction, step.operation, step.order);
             assert_eq!(check(instruction, &context), expected, "{at}");
@@ -184,7 +189,11 @@ fn each_precondition_decides_when_it_is_the_first_that_holds() {
                 let mut both = context.clone();
                 other(&mut both);
                 if both.operation == context.operation {
-                    assert_eq!(check(instruction, &both), expected, "{at}, with a later one");
+                    assert_eq!(
+                        check(instruction, &both),
+                        expected,
+                        "{at}, with a later one"
+                    );
                 }
             }
             count += 1;
@@ -207,7 +216,11 @@ fn without_a_violation_every_instruction_of_root_software_passes() {
     }
     for instruction in [Instruction::Vmread, Instruction::Vmwrite] {
         let context = legal(&profile, VmxOperation::NonRoot);
-        assert_eq!(check(instruction, &context), Ok(()), "{instruction:?} shadowed");
+        assert_eq!(
+            check(instruction, &context),
+            Ok(()),
+            "{instruction:?} shadowed"
+        );
     }
 }
 

@@ -139,12 +139,7 @@ pub fn run_steps(
 }
 
 /// Leaves out steps as long as there still is a divergence.
-fn shrink(
-    profile: &Arc<VmxProfile>,
-    seed: u64,
-    mut found: Divergence,
-    cpus: u32,
-) -> Divergence {
+fn shrink(profile: &Arc<VmxProfile>, seed: u64, mut found: Divergence, cpus: u32) -> Divergence {
     let mut n = found.steps.len();
     while n > 0 {
         n -= 1;
@@ -172,7 +167,9 @@ impl Pair {
         let ours = self.machine.execute(cpu, action);
         let theirs = self.naive.execute(cpu, action);
         if ours != theirs {
-            return Err(format!("the processor answers {ours:x?}, the model {theirs:x?}"));
+            return Err(format!(
+                "the processor answers {ours:x?}, the model {theirs:x?}"
+            ));
         }
         self.count(&before, step, ours);
         if let (Answer::Exited, Some(vmcs)) = (ours, self.machine.cpus[cpu as usize].current_vmcs())
@@ -210,7 +207,9 @@ impl Pair {
         ours.sort();
         theirs.sort();
         if ours != theirs {
-            return Err(format!("the sanitizer reports {ours:?}, the model {theirs:?}"));
+            return Err(format!(
+                "the sanitizer reports {ours:?}, the model {theirs:?}"
+            ));
         }
         self.has_misuse |= !ours.is_empty();
         self.statistics.misuses += ours.len() as u64;
@@ -222,7 +221,9 @@ impl Pair {
             let ours = (cpu.operation(), cpu.vmxon_pointer(), cpu.current_pointer());
             let theirs = self.naive.pointers(n);
             if ours != theirs {
-                return Err(format!("processor {n} has {ours:x?}, the model {theirs:x?}"));
+                return Err(format!(
+                    "processor {n} has {ours:x?}, the model {theirs:x?}"
+                ));
             }
         }
         for pointer in sequence::REGIONS {
@@ -239,7 +240,9 @@ impl Pair {
         if ours == theirs {
             Ok(())
         } else {
-            Err(format!("region {pointer:#x} has {ours:?}, the model {theirs:?}"))
+            Err(format!(
+                "region {pointer:#x} has {ours:?}, the model {theirs:?}"
+            ))
         }
     }
 
@@ -253,7 +256,9 @@ impl Pair {
             (Some(ours), Some(theirs)) => ours.differences(theirs).collect(),
             _ => Vec::new(),
         };
-        Err(format!("the current VMCS of processor {n} differs in {differ:?}"))
+        Err(format!(
+            "the current VMCS of processor {n} differs in {differ:?}"
+        ))
     }
 
     /// Compares what the memory of every region holds.

@@ -143,7 +143,8 @@ fn nonroot_implies_launched(c: &Context<'_>) -> bool {
         (cpu.operation == VmxOperation::NonRoot).then_some(c.after.regions.get(pointer)?)
     });
     let mut cpus = c.after.cpus.iter();
-    let has_current = cpus.all(|cpu| cpu.operation != VmxOperation::NonRoot || cpu.current.is_some());
+    let has_current =
+        cpus.all(|cpu| cpu.operation != VmxOperation::NonRoot || cpu.current.is_some());
     has_current && (c.has_misuse || guests.all(|region| region.launch == LaunchState::Launched))
 }
 

@@ -14,9 +14,7 @@ use crate::memory::PhysicalMemory;
 use crate::msr_area::MsrAccess;
 use crate::outcome::VmxOutcome;
 use crate::precondition::{Instruction, NotExecuted, ShadowAccess, VmxOperation};
-use crate::processor::{
-    EntryOutcome, InitOutcome, LogicalProcessor, Registers, Vmfunc, Vmread,
-};
+use crate::processor::{EntryOutcome, InitOutcome, LogicalProcessor, Registers, Vmfunc, Vmread};
 use crate::registry::{CpuId, VmcsRegistry};
 use crate::sanitizer::{Item, Sanitizer};
 
@@ -228,14 +226,17 @@ impl Machine {
             state.interruptibility |= Interruptibility::MOV_SS;
         }
         let cpu = &mut self.cpus[n as usize];
-        answer(execute(cpu, &state, &mut self.memory, registers), |entry| match entry {
-            EntryOutcome::Fail(outcome) => Answer::Outcome(outcome),
-            EntryOutcome::Failed(failed) => {
-                Answer::EntryFailed(failed.reason, failed.qualification)
-            }
-            EntryOutcome::Aborted(_) => Answer::Done,
-            EntryOutcome::Entered(_) => Answer::Entered,
-        })
+        answer(
+            execute(cpu, &state, &mut self.memory, registers),
+            |entry| match entry {
+                EntryOutcome::Fail(outcome) => Answer::Outcome(outcome),
+                EntryOutcome::Failed(failed) => {
+                    Answer::EntryFailed(failed.reason, failed.qualification)
+                }
+                EntryOutcome::Aborted(_) => Answer::Done,
+                EntryOutcome::Entered(_) => Answer::Entered,
+            },
+        )
     }
 
     fn exit(&mut self, n: u32, reason: ExitReason) -> Answer {

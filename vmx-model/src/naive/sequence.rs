@@ -22,16 +22,14 @@ pub const BITMAPS: [Hpa; 3] = [Hpa(0x20000), Hpa(0x21000), Hpa(0x22000)];
 
 /// Pointers that are no region: misaligned, beyond any physical-address width, all ones, and a page
 /// with no memory behind it.
-const NO_REGIONS: [Hpa; 4] = [
-    Hpa(0x1004),
-    Hpa(1 << 53),
-    Hpa(u64::MAX),
-    Hpa(0x7fff_f000),
-];
+const NO_REGIONS: [Hpa; 4] = [Hpa(0x1004), Hpa(1 << 53), Hpa(u64::MAX), Hpa(0x7fff_f000)];
 
 /// An instruction with its operands, or something else that happens to a processor or to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are the mnemonics and their operands")]
+#[expect(
+    missing_docs,
+    reason = "the names are the mnemonics and their operands"
+)]
 pub enum Action {
     Vmxon(Hpa),
     Vmxoff,
@@ -192,7 +190,9 @@ const ACTIONS: &[(u64, Generate)] = &[
     (8, any_prepare),
     (12, any_exit),
     (1, |_, _| Action::Vmcall),
-    (1, |r, _| Action::Vmfunc(r.below(3) as u32, r.below(600) as u32)),
+    (1, |r, _| {
+        Action::Vmfunc(r.below(3) as u32, r.below(600) as u32)
+    }),
     (2, |r, _| Action::Invept(r.below(4), any_descriptor(r))),
     (2, |r, _| Action::Invvpid(r.below(5), any_descriptor(r))),
     (2, |_, _| Action::Init),

@@ -12,14 +12,14 @@ use crate::exit::{self, VmExit, VmxAbort};
 use crate::exit_reason::{ENTRY_FAILURE, ExitReason};
 use crate::field::Field;
 use crate::memory::PhysicalMemory;
-use crate::msr_area::{self, MsrArea};
+use crate::msr_area;
 use crate::observer::{Completion, Operation};
 use crate::outcome::VmxOutcome;
 use crate::precondition::{Instruction, NotExecuted, VmxOperation};
 use crate::registry::LaunchState;
 
 /// What VMLAUNCH or VMRESUME comes to.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum EntryOutcome {
     /// VMfail: the next instruction is executed.
@@ -94,16 +94,7 @@ impl LogicalProcessor {
         }
         match self.check_entry(state, memory) {
             Ok(plan) => self.load_guest(plan, memory, registers),
-            Err(EntryFailure::Control(_)) => {
-                EntryOutcome::Fail(self.fail(error::ENTRY_INVALID_CONTROL))
-            }
-            Err(EntryFailure::Host(_)) => {
-                EntryOutcome::Fail(self.fail(error::ENTRY_INVALID_HOST_STATE))
-            }
-            Err(EntryFailure::Guest { qualification, .. }) => {
-                let reason = ExitReason::ENTRY_FAIL_GUEST_STATE;
-                self.fail_entry(reason, qualification, state, memory, registers)
-            }
+            Err(failure) => self.fail_entry(failure, state, memory, registers),
         }
     }
 
@@ -146,7 +137,7 @@ impl LogicalProcessor {
             current_vmcs: current.pointer,
             memory,
         };
-        entry::check_entry(&mut current.values, &environment)
+        entry::check_entry(&mut current.values, environment)
     }
 
     fn load_guest(
@@ -156,12 +147,12 @@ impl LogicalProcessor {
         registers: &mut dyn Registers,
     ) -> EntryOutcome {
         registers.load_state(&plan.state);
-        let area = self.current_vmcs().map(MsrArea::entry_load);
-        if let Some(area) = area.filter(|area| !area.is_empty())
-            && let Err(number) = msr_area::load(area, &self.profile.caps, memory, registers)
+        if !plan.msr_loads.is_empty()
+            && let Err(number) =
+                msr_area::load(plan.msr_loads, &self.profile.caps, memory, registers)
         {
-            let reason = ExitReason::ENTRY_FAIL_MSR_LOADING;
-            return self.fail_entry(reason, number, &plan.state, memory, registers);
+            let failure = EntryFailure::MsrLoad(number);
+            return self.fail_entry(failure, &plan.state, memory, registers);
         }
         if let Some(current) = &self.current {
             current.flags.set_launch(LaunchState::Launched);
@@ -170,25 +161,27 @@ impl LogicalProcessor {
         EntryOutcome::Entered(Box::new(plan))
     }
 
-    /// "VM-Entry Failures During or After Loading Guest State": of the VM-exit information only the
-    /// exit reason and qualification are written, guest state is not saved.
+    /// VMfail, or "VM-Entry Failures During or After Loading Guest State": then host state is loaded
+    /// as by a VM exit, where the registers held `before`.
     fn fail_entry(
         &mut self,
-        reason: ExitReason,
-        qualification: u64,
+        failure: EntryFailure,
         before: &ArchState,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> EntryOutcome {
-        let failed = EntryFailed {
-            reason: u32::from(reason.0) | ENTRY_FAILURE,
-            qualification,
-        };
         let current = self.current.as_mut().expect("the launch state was checked");
         let vmcs = &mut *current.values;
-        vmcs.set(Field::EXIT_REASON, failed.reason.into());
-        vmcs.set(Field::EXIT_QUALIFICATION, qualification);
-        let exit = VmExit::new(reason).qualified(qualification);
+        failure.record(vmcs);
+        let exit = match (failure.outcome(), failure) {
+            (Some(outcome), _) => return EntryOutcome::Fail(outcome),
+            (None, EntryFailure::MsrLoad(_)) => VmExit::new(ExitReason::ENTRY_FAIL_MSR_LOADING),
+            (None, _) => VmExit::new(ExitReason::ENTRY_FAIL_GUEST_STATE),
+        };
+        let failed = EntryFailed {
+            reason: ENTRY_FAILURE | u32::from(exit.reason.0),
+            qualification: vmcs.get(Field::EXIT_QUALIFICATION),
+        };
         let loaded = exit::host_state(vmcs, before, &exit, &self.profile, memory)
             .map(|host| registers.load_state(&host))
             .and_then(|()| self.load_exit_msrs(memory, registers));
