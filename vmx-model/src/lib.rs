@@ -30,5 +30,6 @@ pub mod precondition;
 pub mod processor;
 pub mod region;
 pub mod registry;
+pub mod sample;
 pub mod sanitizer;
 pub mod vmcs;
