@@ -221,3 +221,6 @@ const EFER_FEATURES: &[(Efer, Feature)] = &[
     (Efer::LMA, Feature::LongMode),
     (Efer::NXE, Feature::Nx),
 ];
+
+#[cfg(test)]
+mod tests;

@@ -10,15 +10,18 @@ mod common;
 mod condition;
 mod control;
 mod control_register;
+mod cpuid;
 mod debug_register;
 mod flags;
 mod form;
 mod logic;
+mod msr;
 mod nothing;
 pub(crate) mod segment;
 mod shift;
 mod stack;
 mod string;
+mod time;
 mod transfer;
 
 use iced_x86::Code;
@@ -63,6 +66,9 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     bcd::lookup,
     control_register::lookup,
     debug_register::lookup,
+    cpuid::lookup,
+    msr::lookup,
+    time::lookup,
 ];
 
 /// Returns who executes an instruction; `None` if nobody does yet.
