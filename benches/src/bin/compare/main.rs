@@ -12,6 +12,7 @@ mod vm;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use benches::bare;
 use benches::image::Image;
 use benches::programs::{Bits, PROGRAMS, Program};
 use clap::Parser;
@@ -74,7 +75,6 @@ fn main() -> Result<()> {
 /// Finds a number of iterations that takes about the wanted time, then takes the fastest of the
 /// measured runs. Returns instructions per microsecond.
 fn measure(engine: &mut dyn Engine, program: &Program, options: &Options) -> Result<f64> {
-    let per_iteration = vm::instructions_per_iteration(program)?;
     let mut iterations = engine.first_iterations(program);
     let mut best = run_checked(engine, program, iterations)?;
     while best.seconds < options.seconds / 4.0 && iterations < u32::MAX / 64 {
@@ -88,7 +88,7 @@ fn measure(engine: &mut dyn Engine, program: &Program, options: &Options) -> Res
             best = next;
         }
     }
-    Ok(per_iteration.at(iterations) / best.seconds / 1e6)
+    Ok(bare::instructions(program, iterations)? as f64 / best.seconds / 1e6)
 }
 
 fn run_checked(engine: &mut dyn Engine, program: &Program, n: u32) -> Result<Measurement> {

@@ -3,7 +3,6 @@
 //! The image is put into guest memory and entered in the state that the boot sector would make.
 #![expect(unsafe_code, reason = "ioctls, and memory that a guest writes")]
 
-use std::collections::HashMap;
 use std::ffi::c_void;
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
@@ -48,7 +47,11 @@ impl Kvm for Kernel {
     fn ioctl(&self, fd: RawFd, request: u32, arg: u64) -> Result<i64> {
         // SAFETY: the callers below pass what the request asks for.
         let done = unsafe { libc::ioctl(fd, u64::from(request), arg) };
-        ensure!(done >= 0, "ioctl {request:#x}: {}", std::io::Error::last_os_error());
+        ensure!(
+            done >= 0,
+            "ioctl {request:#x}: {}",
+            std::io::Error::last_os_error()
+        );
         Ok(i64::from(done))
     }
 
@@ -128,10 +131,24 @@ impl Mapping {
         };
         // SAFETY: a new mapping touches nothing that exists.
         let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), bytes, protection, flags, fd.unwrap_or(-1), 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                protection,
+                flags,
+                fd.unwrap_or(-1),
+                0,
+            )
         };
-        ensure!(at != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
-        Ok(Self { address: NonNull::new(at).context("mmap gave null")?, bytes })
+        ensure!(
+            at != libc::MAP_FAILED,
+            "mmap: {}",
+            std::io::Error::last_os_error()
+        );
+        Ok(Self {
+            address: NonNull::new(at).context("mmap gave null")?,
+            bytes,
+        })
     }
 }
 
@@ -172,7 +189,13 @@ impl<'a> Vm<'a> {
         let vcpu = kvm.ioctl(vm, KVM_CREATE_VCPU, 0)? as RawFd;
         let bytes = kvm.ioctl(system, KVM_GET_VCPU_MMAP_SIZE, 0)? as usize;
         let run = Mapping::new(bytes, Some(vcpu))?;
-        let machine = Self { kvm, fds: vec![vcpu, vm, system], vcpu, run, _ram: ram };
+        let machine = Self {
+            kvm,
+            fds: vec![vcpu, vm, system],
+            vcpu,
+            run,
+            _ram: ram,
+        };
         machine.set_state(image.bits)?;
         Ok(machine)
     }
@@ -180,7 +203,8 @@ impl<'a> Vm<'a> {
     /// The state that the boot sector makes.
     fn set_state(&self, bits: Bits) -> Result<()> {
         let mut sregs = kvm_sregs::default();
-        self.kvm.ioctl(self.vcpu, KVM_GET_SREGS, (&raw mut sregs) as u64)?;
+        self.kvm
+            .ioctl(self.vcpu, KVM_GET_SREGS, (&raw mut sregs) as u64)?;
         let is_long = bits == Bits::Long64;
         let data = kvm_segment {
             base: 0,
@@ -193,7 +217,13 @@ impl<'a> Vm<'a> {
             g: 1,
             ..Default::default()
         };
-        for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs, &mut sregs.ss] {
+        for segment in [
+            &mut sregs.ds,
+            &mut sregs.es,
+            &mut sregs.fs,
+            &mut sregs.gs,
+            &mut sregs.ss,
+        ] {
             *segment = data;
         }
         sregs.cs = kvm_segment {
@@ -212,9 +242,15 @@ impl<'a> Vm<'a> {
             sregs.cr4 = 0x20;
             sregs.efer = 0x500;
         }
-        self.kvm.ioctl(self.vcpu, KVM_SET_SREGS, (&raw const sregs) as u64)?;
-        let regs = kvm_regs { rip: Image::ENTRY, rflags: 2, ..Default::default() };
-        self.kvm.ioctl(self.vcpu, KVM_SET_REGS, (&raw const regs) as u64)?;
+        self.kvm
+            .ioctl(self.vcpu, KVM_SET_SREGS, (&raw const sregs) as u64)?;
+        let regs = kvm_regs {
+            rip: Image::ENTRY,
+            rflags: 2,
+            ..Default::default()
+        };
+        self.kvm
+            .ioctl(self.vcpu, KVM_SET_REGS, (&raw const regs) as u64)?;
         Ok(())
     }
 
@@ -231,7 +267,10 @@ impl<'a> Vm<'a> {
                 Exit::Mark(byte) => digits.push(char::from(byte)),
             }
         }
-        Ok(Measurement { seconds, result: u64::from_str_radix(digits.trim(), 16)? })
+        Ok(Measurement {
+            seconds,
+            result: u64::from_str_radix(digits.trim(), 16)?,
+        })
     }
 
     fn exit(&self) -> Result<Exit> {
@@ -264,10 +303,4 @@ enum Exit {
     Mark(u8),
     Halt,
     Other,
-}
-
-/// Counts the instructions that a program with `iterations` executes.
-pub(crate) fn instructions(program: &Program, iterations: u32) -> Result<u64> {
-    let _ = (program, iterations, HashMap::<u32, u64>::new());
-    Ok(1)
 }
