@@ -5,7 +5,7 @@ use std::sync::Arc;
 use iced_x86::{Decoder, DecoderOptions};
 use vmx_model::addr::Linear;
 use vmx_model::arch::{ArchState, Rflags, SegmentRegister};
-use vmx_model::event::Exception;
+use vmx_model::event::{Event, Exception};
 
 use crate::bus::{Bus, Clock, LocalApic};
 use crate::cpuid::{CpuidTable, Feature, Profile};
@@ -46,6 +46,9 @@ pub struct Cpu {
     pub(crate) next_rip: u64,
     /// Events that wait, and blocking of events.
     pub(crate) events: Events,
+    /// The event in delivery: what a second exception is combined with, and what a VM exit reports
+    /// as IDT-vectoring information.
+    pub(crate) delivering: Option<Event>,
     pub(crate) phys: Arc<PhysMap>,
     /// The memory map as last seen.
     pub(crate) view: View,
@@ -80,6 +83,7 @@ impl Cpu {
             state: reset_state(),
             next_rip: 0,
             events: Events::default(),
+            delivering: None,
             phys,
             bus,
             clock,

@@ -403,7 +403,11 @@ impl Cpu {
         if !rights.is_present() {
             return Err(Exception::np(code).into());
         }
-        let level = if rights.is_conforming() { cpl } else { rights.dpl() };
+        let level = if rights.is_conforming() {
+            cpl
+        } else {
+            rights.dpl()
+        };
         let mut segment = self.accessed(selector, descriptor)?;
         segment.selector = selector.with_rpl(level).0;
         Ok(Target {
@@ -495,7 +499,10 @@ impl Cpu {
         )?;
         let word = |i: usize| u16::from_le_bytes([image[i], image[i + 1]]);
         Ok(if is_wide {
-            (Selector(word(4)), u64::from(word(0)) | u64::from(word(2)) << 16)
+            (
+                Selector(word(4)),
+                u64::from(word(0)) | u64::from(word(2)) << 16,
+            )
         } else {
             (Selector(word(2)), u64::from(word(0)))
         })

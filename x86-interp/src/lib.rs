@@ -14,6 +14,7 @@ pub mod bus;
 pub mod cpu;
 pub mod cpuid;
 pub(crate) mod decode;
+pub(crate) mod deliver;
 pub(crate) mod descriptor;
 pub mod events;
 pub(crate) mod exec;
@@ -28,6 +29,7 @@ pub mod run;
 pub(crate) mod segmentation;
 pub mod stop;
 pub mod system;
+pub(crate) mod task;
 #[cfg(test)]
 pub(crate) mod test_cpu;
 pub(crate) mod uop;

@@ -10,13 +10,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use vmx_model::arch::{Activity, Rflags, SegmentRegister};
-use vmx_model::event::Exception;
+use vmx_model::arch::SegmentRegister;
 
 use crate::block::{self, Block, BlockCache, CodeMode, Key};
+use crate::events::Boundary;
 use crate::fault::{Exec, Fault};
 use crate::mem::{Access, Privilege};
-use crate::stop::{Stop, Unimplemented};
+use crate::stop::Stop;
 use crate::uop::{self, Left};
 use crate::{Cpu, mode::Mode};
 
@@ -102,7 +102,12 @@ impl Cpu {
     pub fn run(&mut self, budget: u64) -> Stop {
         let end = self.retired.saturating_add(budget.min(i64::MAX as u64 / 2));
         self.outside_may_have_written();
+        let deliveries = self.events.deliveries().saturating_add(budget);
         loop {
+            // An endless row of faulting handlers retires nothing.
+            if self.events.deliveries() > deliveries {
+                return Stop::Budget;
+            }
             if let Err(fault) = self.run_once(end) {
                 match fault {
                     Fault::Stop => return self.take_stop(),
@@ -117,16 +122,6 @@ impl Cpu {
         }
     }
 
-    /// Delivers what the instruction at RIP raised.
-    fn raise(&mut self, _: Exception) -> Exec {
-        let rip = self.state.rip;
-        Err(self.stop(Stop::Unimplemented(Unimplemented {
-            rip,
-            bytes: [0; 15],
-            length: 0,
-        })))
-    }
-
     fn take_stop(&mut self) -> Stop {
         self.pending_stop.take().unwrap_or(Stop::Kick)
     }
@@ -135,8 +130,23 @@ impl Cpu {
     fn run_once(&mut self, end: u64) -> Exec {
         self.hot.code_written = false;
         self.look_around(end)?;
+        if self.attend()? == Boundary::Delivered {
+            return Ok(());
+        }
+        if !self.needs_step() {
+            self.run_blocks(end, false)?;
+            self.commit_shadow();
+            return Ok(());
+        }
+        let step = self.begin_step();
+        self.run_blocks(end, true)?;
+        self.end_step(step);
+        Ok(())
+    }
+
+    /// Runs blocks from RIP until they leave.
+    fn run_blocks(&mut self, end: u64, is_step: bool) -> Exec {
         let left = end.wrapping_sub(self.retired) as i64;
-        let is_step = self.needs_step();
         let mut block = self.find_block(is_step)?;
         // SAFETY: the cache owns the block until the next call of `find_block`.
         if block.is_some_and(|b| unsafe { (*b).count() } as i64 > left) {
@@ -175,20 +185,10 @@ impl Cpu {
         if self.pending_stop.is_some() {
             return Err(Fault::Stop);
         }
-        match self.state.activity {
-            Activity::Active => {}
-            Activity::Shutdown => return Err(self.stop(Stop::Shutdown)),
-            Activity::Hlt | Activity::WaitForSipi => return Err(self.stop(Stop::Halt)),
-        }
         if self.retired >= end {
             return Err(self.stop(Stop::Budget));
         }
         Ok(())
-    }
-
-    /// Whether instructions have to be executed one by one.
-    fn needs_step(&self) -> bool {
-        self.state.rflags.contains(Rflags::TF)
     }
 
     /// Returns the block at RIP, valid now; `None` if the instruction there cannot be in a block.

@@ -165,12 +165,7 @@ impl Cpu {
     }
 
     /// Returns the size of the new task's registers.
-    fn switch_task(
-        &mut self,
-        selector: Selector,
-        source: TaskSource,
-        return_rip: u64,
-    ) -> Exec<u8> {
+    fn switch_task(&mut self, selector: Selector, source: TaskSource, return_rip: u64) -> Exec<u8> {
         let (descriptor, size) = self.checked_tss(selector, source)?;
         let switch = Switch {
             source,
@@ -235,7 +230,11 @@ impl Cpu {
     fn save_task(&mut self, switch: &Switch) -> Exec {
         let tr = *self.state.segment(SegmentRegister::Tr);
         let old = Selector(tr.selector);
-        let layout = Layout::of(if tr.access.segment_type() & 8 != 0 { 4 } else { 2 });
+        let layout = Layout::of(if tr.access.segment_type() & 8 != 0 {
+            4
+        } else {
+            2
+        });
         if tr.access.is_unusable() || (tr.limit as usize) < layout.saved_end() - 1 {
             return Err(Exception::ts(old.error_code()).into());
         }

@@ -98,7 +98,7 @@ fn sysret(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let loaded = EFLAGS_MASK & !(Rflags::RF | Rflags::VM).bits();
     cpu.enter_flat(code, stack, rip);
     cpu.set_rflags(Rflags::from_bits_retain(cpu.gpr[R11] & loaded));
-    cpu.request_attention();
+
     Ok(())
 }
 

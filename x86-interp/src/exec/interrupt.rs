@@ -168,7 +168,7 @@ fn sti(cpu: &mut Cpu, _: &Insn) -> Exec {
         cpu.block_events(Interruptibility::STI);
     }
     cpu.set_rflags(old | flag);
-    cpu.request_attention();
+
     Ok(())
 }
 
@@ -176,6 +176,6 @@ fn sti(cpu: &mut Cpu, _: &Insn) -> Exec {
 fn hlt(cpu: &mut Cpu, _: &Insn) -> Exec {
     cpu.require_cpl0()?;
     cpu.state.activity = Activity::Hlt;
-    cpu.request_attention();
+
     Ok(())
 }

@@ -50,7 +50,7 @@ fn iret(cpu: &mut Cpu, insn: &Insn) -> Exec {
         Ok(()) | Err(Fault::Exception(_)) => {
             cpu.state.interruptibility.remove(Interruptibility::NMI);
             cpu.events.is_nmi_unblocked = was_blocking && result.is_err();
-            cpu.events.keeps_rf = true;
+            cpu.events.keeps_rf = result.is_ok();
         }
         Err(_) => {}
     }
@@ -150,7 +150,7 @@ impl Cpu {
             && self.cpl() == 0
             && self.column() == Column::Legacy;
         if to_virtual {
-            return self.iret_to_virtual_8086(frame);
+            return self.iret_to_virtual_8086(&frame);
         }
         let (code, descriptor) = self.return_code_segment(frame.selector)?;
         let level = frame.selector.rpl();
@@ -175,7 +175,7 @@ impl Cpu {
     }
 
     /// "RETURN-TO-VIRTUAL-8086-MODE", from privilege level 0.
-    fn iret_to_virtual_8086(&mut self, frame: Frame) -> Exec {
+    fn iret_to_virtual_8086(&mut self, frame: &Frame) -> Exec {
         let mut stack = frame.stack;
         let pointer = self.pop_value(&mut stack, frame.size)?;
         let mut selectors = [0; 5];
@@ -210,7 +210,6 @@ impl Cpu {
     fn load_flags(&mut self, image: Rflags, loaded: Rflags) {
         let old = self.rflags();
         self.set_rflags(old.difference(loaded) | image.intersection(loaded));
-        self.request_attention();
     }
 }
 

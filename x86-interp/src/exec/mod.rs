@@ -12,8 +12,12 @@ mod control;
 mod control_register;
 mod cpuid;
 mod debug_register;
+mod far;
+mod fast_call;
 mod flags;
 mod form;
+mod interrupt;
+pub(crate) mod iret;
 mod logic;
 mod msr;
 mod nothing;
@@ -55,6 +59,10 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     bit::lookup,
     logic::lookup,
     segment::lookup,
+    far::lookup,
+    iret::lookup,
+    interrupt::lookup,
+    fast_call::lookup,
     shift::lookup,
     transfer::lookup,
     string::lookup,

@@ -70,6 +70,7 @@ impl Cpu {
         privilege: Privilege,
     ) -> Exec<W> {
         if privilege == Privilege::Current {
+            self.note_data_access(linear, W::BYTES, access);
             let context = self.context();
             let known = match access {
                 Access::Read => self.tlb.read(linear.0, context),
@@ -93,6 +94,7 @@ impl Cpu {
         privilege: Privilege,
     ) -> Exec {
         if privilege == Privilege::Current {
+            self.note_data_access(linear, W::BYTES, Access::Write);
             let context = self.context();
             if self.tlb.write(linear.0, context, value) {
                 return Ok(());
@@ -114,6 +116,7 @@ impl Cpu {
         access: Access,
         privilege: Privilege,
     ) -> Exec {
+        self.note_data_access(linear, bytes.len(), access);
         for (from, to) in pages(linear, bytes.len()) {
             self.translate(linear.offset(from as u64), access, privilege)?;
             debug_assert!(from < to);
@@ -132,6 +135,7 @@ impl Cpu {
         bytes: &[u8],
         privilege: Privilege,
     ) -> Exec {
+        self.note_data_access(linear, bytes.len(), Access::Write);
         for (from, _) in pages(linear, bytes.len()) {
             self.translate(linear.offset(from as u64), Access::Write, privilege)?;
         }
