@@ -222,7 +222,10 @@ fn value_of(probe: &mut Probe<'_>, machine: &Machine, name: &str) -> Option<Stri
         let bytes = probe.read(machine.memory, parse(at)?, length.parse().ok()?);
         return Some(hex(&bytes));
     }
-    if let Some(place) = name.strip_prefix('m').filter(|rest| rest.contains(':') && !rest.starts_with('s')) {
+    if let Some(place) = name
+        .strip_prefix('m')
+        .filter(|rest| rest.contains(':') && !rest.starts_with('s'))
+    {
         let (width, at) = place.split_once(':')?;
         return number(probe.read_number(machine.memory, parse(at)?, width.parse().ok()?));
     }
@@ -275,8 +278,13 @@ const FLAGS: [(u64, &str); 7] = [
 
 /// Flags by the name of the set: all, those that a logic instruction defines, those of a
 /// multiplication, and one by one.
-const FLAG_SETS: [(&str, u64); 5] =
-    [("fl", 0xcd5), ("logic", 0xcc5), ("cfof", 0x801), ("cf", 1), ("zf", 0x40)];
+const FLAG_SETS: [(&str, u64); 5] = [
+    ("fl", 0xcd5),
+    ("logic", 0xcc5),
+    ("cfof", 0x801),
+    ("cf", 1),
+    ("zf", 0x40),
+];
 
 /// `CF|ZF`, or `-` if none is set.
 fn flag_names(rflags: u64) -> String {

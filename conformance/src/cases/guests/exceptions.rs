@@ -8,7 +8,10 @@ use iced_x86::code_asm::*;
 const RAX_99: &[(&str, u64)] = &[("rax", 99)];
 /// The gate of #GP in a 32-bit table, absent.
 const ABSENT_GP: &[(u64, &[u8])] = &[(0x3000 + 13 * 8 + 5, &[0x0e])];
-const ABSENT_GP_DF: &[(u64, &[u8])] = &[(0x3000 + 13 * 8 + 5, &[0x0e]), (0x3000 + 8 * 8 + 5, &[0x0e])];
+const ABSENT_GP_DF: &[(u64, &[u8])] = &[
+    (0x3000 + 13 * 8 + 5, &[0x0e]),
+    (0x3000 + 8 * 8 + 5, &[0x0e]),
+];
 
 #[rustfmt::skip]
 pub(super) fn rows() -> Vec<Guest> {

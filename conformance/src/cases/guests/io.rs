@@ -7,7 +7,10 @@ use iced_x86::code_asm::*;
 
 const TEXT: &[(u64, &[u8])] = &[(0x5000, b"ABCDEFGH")];
 /// Two pages without memory, behind each other in linear space, and apart in physical space.
-const DEVICES: &[(u64, u64)] = &[(0x40_0000, 0x9_0000 | P | RW), (0x40_1000, 0xa_0000 | P | RW)];
+const DEVICES: &[(u64, u64)] = &[
+    (0x40_0000, 0x9_0000 | P | RW),
+    (0x40_1000, 0xa_0000 | P | RW),
+];
 
 #[rustfmt::skip]
 pub(super) fn rows() -> Vec<Guest> {
