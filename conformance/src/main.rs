@@ -1,5 +1,3 @@
-//! The `conformance` command: see the library.
+//! The same guest on the emulator and on /dev/kvm, and where they differ.
 
-fn main() -> std::process::ExitCode {
-    conformance::cli::main()
-}
+fn main() {}

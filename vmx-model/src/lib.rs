@@ -12,9 +12,7 @@
 pub mod addr;
 pub mod arch;
 pub mod capability;
-pub mod checks;
 pub mod controls;
-pub mod entry;
 pub mod error;
 pub mod event;
 pub mod exit;
@@ -22,14 +20,11 @@ pub mod exit_reason;
 pub mod field;
 pub mod memory;
 pub mod msr_area;
-#[cfg(feature = "naive")]
-pub mod naive;
 pub mod observer;
 pub mod outcome;
 pub mod precondition;
 pub mod processor;
 pub mod region;
 pub mod registry;
-pub mod sample;
 pub mod sanitizer;
 pub mod vmcs;

@@ -198,7 +198,6 @@ fn requirement(set: CpuidFeature) -> Requirement {
             | S::MULTIBYTENOP
             | S::PAUSE
             | S::RDPMC
-            | S::SMM
             | S::CET_IBT
             | S::WBNOINVD
             | S::PREFETCHWT1
