@@ -10,8 +10,12 @@ use x86_interp::xstate;
 
 /// What the processor has but KVM does not offer: MONITOR exits, nested VMX, and what needs a
 /// local APIC in the kernel.
-const WITHHELD: &[Feature] =
-    &[Feature::Monitor, Feature::Vmx, Feature::X2apic, Feature::TscDeadline];
+const WITHHELD: &[Feature] = &[
+    Feature::Monitor,
+    Feature::Vmx,
+    Feature::X2apic,
+    Feature::TscDeadline,
+];
 
 static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
     let mut table = from_profile(&Profile::DEFAULT.table());
@@ -20,7 +24,10 @@ static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
     }
     set(&mut table, Feature::Hypervisor, true);
     // The signature "KVMKVMKVM", without a paravirtual feature behind it.
-    table.push(leaf(0x4000_0000, [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d]));
+    table.push(leaf(
+        0x4000_0000,
+        [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d],
+    ));
     table.push(leaf(0x4000_0001, [0; 4]));
     table.sort_by_key(|entry| (entry.function, entry.index));
     table
@@ -29,14 +36,25 @@ static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
 fn from_profile(table: &CpuidTable) -> Vec<kvm_cpuid_entry2> {
     let entry = |e: &CpuidEntry| kvm_cpuid_entry2 {
         index: e.index,
-        flags: if e.has_index { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+        flags: if e.has_index {
+            KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+        } else {
+            0
+        },
         ..leaf(e.function, [e.eax, e.ebx, e.ecx, e.edx])
     };
     table.entries().iter().map(entry).collect()
 }
 
 fn leaf(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
-    kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() }
+    kvm_cpuid_entry2 {
+        function,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
+    }
 }
 
 /// Returns the interpreter's form of a guest's table.
@@ -68,8 +86,7 @@ pub(crate) fn emulated() -> Vec<kvm_cpuid_entry2> {
 
 /// Returns the bits of XCR0 that a guest may be given.
 pub(crate) fn supported_xcr0() -> u64 {
-    static XCR0: LazyLock<u64> =
-        LazyLock::new(|| xstate::supported(Profile::DEFAULT.features()));
+    static XCR0: LazyLock<u64> = LazyLock::new(|| xstate::supported(Profile::DEFAULT.features()));
     *XCR0
 }
 
@@ -88,7 +105,9 @@ pub(crate) fn find_mut(
     function: u32,
     index: u32,
 ) -> Option<&mut kvm_cpuid_entry2> {
-    table.iter_mut().find(|entry| is_leaf(entry, function, index))
+    table
+        .iter_mut()
+        .find(|entry| is_leaf(entry, function, index))
 }
 
 fn is_leaf(entry: &kvm_cpuid_entry2, function: u32, index: u32) -> bool {
@@ -128,7 +147,9 @@ pub(crate) fn set_bit(
     (leaf, subleaf, output, bit): (u32, u32, Output, u32),
     on: bool,
 ) {
-    let Some(entry) = find_mut(table, leaf, subleaf) else { return };
+    let Some(entry) = find_mut(table, leaf, subleaf) else {
+        return;
+    };
     let word = match output {
         Output::Eax => &mut entry.eax,
         Output::Ebx => &mut entry.ebx,

@@ -41,7 +41,9 @@ pub(crate) struct Host {
 
 impl core::fmt::Debug for Host {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Host").field("profile", &self.profile.name).finish_non_exhaustive()
+        f.debug_struct("Host")
+            .field("profile", &self.profile.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -129,11 +131,17 @@ impl Host {
         if pool.free.is_empty() {
             let base = Hpa(PAGES_BASE + pool.chunks * CHUNK_PAGES * PAGE);
             let ram = OwnedRam::new(CHUNK_PAGES as usize).ok_or(Errno::ENOMEM)?;
-            self.memory.add_owned(base, Arc::new(ram)).map_err(|_| Errno::ENOMEM)?;
+            self.memory
+                .add_owned(base, Arc::new(ram))
+                .map_err(|_| Errno::ENOMEM)?;
             pool.chunks += 1;
-            pool.free.extend((0..CHUNK_PAGES).map(|page| base.offset(page * PAGE)));
+            pool.free
+                .extend((0..CHUNK_PAGES).map(|page| base.offset(page * PAGE)));
         }
-        let page = pool.free.pop_first().expect("the pool has just been filled");
+        let page = pool
+            .free
+            .pop_first()
+            .expect("the pool has just been filled");
         self.memory.write_bytes(page, &[0; PAGE as usize]);
         Ok(page)
     }
@@ -161,7 +169,9 @@ impl Host {
     /// Returns a VPID that is not in use, 0 if there is none left.
     pub(crate) fn alloc_vpid(&self) -> u16 {
         let mut used = lock(&self.vpids);
-        let free = (1..=u16::MAX).find(|vpid| !used.contains(vpid)).unwrap_or(0);
+        let free = (1..=u16::MAX)
+            .find(|vpid| !used.contains(vpid))
+            .unwrap_or(0);
         used.insert(free);
         free
     }
@@ -213,7 +223,10 @@ impl Host {
             Some(cpu) => cpu,
             None => self.add_cpu()?,
         };
-        THIS_CPU.set(Some(CpuOfThread { host: self.clone(), cpu: cpu.clone() }));
+        THIS_CPU.set(Some(CpuOfThread {
+            host: self.clone(),
+            cpu: cpu.clone(),
+        }));
         Ok(cpu)
     }
 
@@ -236,10 +249,15 @@ impl Host {
             return;
         }
         let known = lock(&self.virtualization).processors.clone();
-        let Some(cpu) = known.into_iter().find(|cpu| cpu.id == owner) else { return };
+        let Some(cpu) = known.into_iter().find(|cpu| cpu.id == owner) else {
+            return;
+        };
         // The vCPU's mutex is held, so its thread is not running this VMCS: the wait is short.
         let cleared = cpu.lock().vmclear(vmcs, &mut memory);
-        debug_assert!(cleared.is_ok_and(|o| o.is_success()), "VMCLEAR in VMX root operation");
+        debug_assert!(
+            cleared.is_ok_and(|o| o.is_success()),
+            "VMCLEAR in VMX root operation"
+        );
     }
 }
 
@@ -247,10 +265,14 @@ impl HostCpu {
     fn new(host: &Host, id: CpuId) -> Result<Self> {
         let vmxon_region = host.alloc_page()?;
         let revision = host.profile.caps.revision_id();
-        host.memory.write_bytes(vmxon_region, &revision.to_le_bytes());
-        let processor =
-            LogicalProcessor::new(id, host.profile.clone(), host.registry.clone());
-        Ok(Self { id, vmxon_region, processor: Mutex::new(processor) })
+        host.memory
+            .write_bytes(vmxon_region, &revision.to_le_bytes());
+        let processor = LogicalProcessor::new(id, host.profile.clone(), host.registry.clone());
+        Ok(Self {
+            id,
+            vmxon_region,
+            processor: Mutex::new(processor),
+        })
     }
 
     /// Returns the number of the processor.
@@ -266,12 +288,18 @@ impl HostCpu {
     fn vmxon(&self, host: &Host) {
         let memory: &PhysMap = &host.memory;
         let outcome = self.lock().vmxon(self.vmxon_region, &memory);
-        debug_assert!(outcome.is_ok_and(|o| o.is_success()), "VMXON of our own region");
+        debug_assert!(
+            outcome.is_ok_and(|o| o.is_success()),
+            "VMXON of our own region"
+        );
     }
 
     fn vmxoff(&self) {
         let outcome = self.lock().vmxoff();
-        debug_assert!(outcome.is_ok_and(|o| o.is_success()), "VMXOFF in VMX root operation");
+        debug_assert!(
+            outcome.is_ok_and(|o| o.is_success()),
+            "VMXOFF in VMX root operation"
+        );
     }
 }
 

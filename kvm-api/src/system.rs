@@ -31,12 +31,16 @@ pub(crate) const IOCTLS: &[Row<Arc<Kvm>>] = &[
     Row::new(KVM_GET_EMULATED_CPUID, |kvm, arg| {
         cpuid_list(arg, Padding::Zero, &kvm.get_emulated_cpuid())
     }),
-    Row::new(KVM_GET_MSR_INDEX_LIST, |kvm, arg| msr_list(arg, &kvm.get_msr_index_list())),
+    Row::new(KVM_GET_MSR_INDEX_LIST, |kvm, arg| {
+        msr_list(arg, &kvm.get_msr_index_list())
+    }),
     Row::new(KVM_GET_MSR_FEATURE_INDEX_LIST, |kvm, arg| {
         msr_list(arg, &kvm.get_msr_feature_index_list())
     }),
     Row::new(KVM_GET_MSRS, get_feature_msrs),
-    Row::new(KVM_HAS_DEVICE_ATTR, |_, arg| done(get(arg).and_then(|a| xcomp_attribute(&a)))),
+    Row::new(KVM_HAS_DEVICE_ATTR, |_, arg| {
+        done(get(arg).and_then(|a| xcomp_attribute(&a)))
+    }),
     Row::new(KVM_GET_DEVICE_ATTR, |_, arg| {
         let attr: kvm_device_attr = get(arg)?;
         xcomp_attribute(&attr)?;
@@ -128,7 +132,9 @@ impl Kvm {
     pub fn get_msrs(&self, entries: &mut [kvm_msr_entry]) -> usize {
         let mut count = 0;
         for entry in entries {
-            let Some(value) = vcpu::system_value(entry.index) else { break };
+            let Some(value) = vcpu::system_value(entry.index) else {
+                break;
+            };
             entry.data = value;
             count += 1;
         }
@@ -209,7 +215,11 @@ fn get_feature_msrs(kvm: &Arc<Kvm>, arg: u64) -> Result<i64> {
 
 /// Group 0 with its one attribute, `KVM_X86_XCOMP_GUEST_SUPP`.
 fn xcomp_attribute(attr: &kvm_device_attr) -> Result<()> {
-    if attr.group == 0 && attr.attr == 0 { Ok(()) } else { Err(Errno::ENXIO) }
+    if attr.group == 0 && attr.attr == 0 {
+        Ok(())
+    } else {
+        Err(Errno::ENXIO)
+    }
 }
 
 /// Checks that an ioctl without argument got none.

@@ -74,12 +74,20 @@ pub fn create_vcpu(kvm: &Arc<Kvm>) -> Result<Vec<VmxOperation>> {
 impl Recorder {
     fn take(&self, phase: Phase) -> Vec<VmxOperation> {
         let done = std::mem::take(&mut *lock(&self.0));
-        done.into_iter().map(|(operation, end)| describe(phase, operation, end)).collect()
+        done.into_iter()
+            .map(|(operation, end)| describe(phase, operation, end))
+            .collect()
     }
 }
 
 fn describe(phase: Phase, operation: Operation, completion: Completion) -> VmxOperation {
-    let plain = |op, value| VmxOperation { phase, op, field: None, encoding: None, value };
+    let plain = |op, value| VmxOperation {
+        phase,
+        op,
+        field: None,
+        encoding: None,
+        value,
+    };
     let access = |op, encoding: u64, value| VmxOperation {
         field: field_name(encoding),
         encoding: Some(encoding),

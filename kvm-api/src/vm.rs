@@ -148,7 +148,11 @@ impl Vm {
             Err(_) if vcpus.contains_key(&id) => return Err(Errno::EEXIST),
             built => built?,
         };
-        let fd = if vcpus.contains_key(&id) { Err(Errno::EEXIST) } else { core.take_fd() };
+        let fd = if vcpus.contains_key(&id) {
+            Err(Errno::EEXIST)
+        } else {
+            core.take_fd()
+        };
         match fd {
             Ok(fd) => {
                 let core = Arc::new(core);
@@ -174,8 +178,7 @@ impl Vm {
 
     /// Returns the slots as they are now.
     pub(crate) fn memslots(&self) -> Arc<Memslots> {
-        lock(&self.memslots)
-            .clone()
+        lock(&self.memslots).clone()
     }
 
     /// Returns the value of a capability for this VM: api.rst, "KVM_CHECK_EXTENSION".

@@ -51,7 +51,11 @@ fn expected() -> Vec<Step> {
     assert_eq!(steps.step.len(), 176);
     let holds = |step: &Step| TRUE_CONDITIONS.contains(&step.when.as_str());
     let is_operation = |step: &Step| OPERATIONS.contains(&step.op.as_str());
-    steps.step.into_iter().filter(|step| holds(step) && is_operation(step)).collect()
+    steps
+        .step
+        .into_iter()
+        .filter(|step| holds(step) && is_operation(step))
+        .collect()
 }
 
 fn constant(step: &Step) -> Option<u64> {
@@ -66,8 +70,10 @@ static TRACE: LazyLock<Vec<VmxOperation>> =
 #[test]
 fn the_sequence_is_that_of_linux() {
     let trace = &*TRACE;
-    let created: Vec<&VmxOperation> =
-        trace.iter().filter(|operation| operation.phase == Phase::Create).collect();
+    let created: Vec<&VmxOperation> = trace
+        .iter()
+        .filter(|operation| operation.phase == Phase::Create)
+        .collect();
     let expected = expected();
     for (step, done) in expected.iter().zip(&created) {
         let n = step.n;
@@ -87,8 +93,13 @@ fn the_sequence_is_that_of_linux() {
 fn control_words_are_those_of_the_capabilities() {
     let trace = &*TRACE;
     let last = |field: &str| {
-        let writes = trace.iter().filter(|operation| operation.field == Some(field));
-        writes.last().and_then(|operation| operation.value).expect("it is written")
+        let writes = trace
+            .iter()
+            .filter(|operation| operation.field == Some(field));
+        writes
+            .last()
+            .and_then(|operation| operation.value)
+            .expect("it is written")
     };
     let caps = VmxProfile::emulator_default().caps;
     let pin = PinControls::EXTERNAL_INTERRUPT_EXITING
@@ -113,7 +124,13 @@ fn control_words_are_those_of_the_capabilities() {
     // EPT, VPID, WBINVD exiting, unrestricted guest, PLE, RDRAND and RDSEED exiting, TSC scaling.
     assert_eq!(last("SECONDARY_VM_EXEC_CONTROL"), 0x0201_0ce2);
     // Host address-space size, acknowledge, load PAT and EFER, save debug controls.
-    assert_eq!(last("VM_EXIT_CONTROLS"), u64::from(0x28_8204 | caps.exit().must1));
+    assert_eq!(
+        last("VM_EXIT_CONTROLS"),
+        u64::from(0x28_8204 | caps.exit().must1)
+    );
     // Load debug controls, PAT and EFER.
-    assert_eq!(last("VM_ENTRY_CONTROLS"), u64::from(0xc004 | caps.entry().must1));
+    assert_eq!(
+        last("VM_ENTRY_CONTROLS"),
+        u64::from(0xc004 | caps.entry().must1)
+    );
 }

@@ -15,7 +15,12 @@ fn vcpu() -> Arc<Vcpu> {
 #[test]
 fn a_fresh_vcpu_is_in_the_reset_state() {
     let vcpu = vcpu();
-    let regs = kvm_regs { rip: 0xfff0, rflags: 2, rdx: 0x600, ..Default::default() };
+    let regs = kvm_regs {
+        rip: 0xfff0,
+        rflags: 2,
+        rdx: 0x600,
+        ..Default::default()
+    };
     assert_eq!(vcpu.get_regs(), Ok(regs));
     let sregs = vcpu.get_sregs().expect("they are there");
     let code = kvm_segment {
@@ -109,10 +114,25 @@ fn the_lowest_bit_of_the_interrupt_bitmap_is_injected() {
 fn events_make_a_round_trip() {
     let vcpu = vcpu();
     let mut events = vcpu.get_vcpu_events().expect("they are there");
-    events.exception =
-        kvm_vcpu_events__bindgen_ty_1 { injected: 1, nr: 13, has_error_code: 1, pending: 0, error_code: 0x1234 };
-    events.interrupt = kvm_vcpu_events__bindgen_ty_2 { injected: 1, nr: 0x44, soft: 0, shadow: 1 };
-    events.nmi = kvm_vcpu_events__bindgen_ty_3 { injected: 1, pending: 3, masked: 1, pad: 0 };
+    events.exception = kvm_vcpu_events__bindgen_ty_1 {
+        injected: 1,
+        nr: 13,
+        has_error_code: 1,
+        pending: 0,
+        error_code: 0x1234,
+    };
+    events.interrupt = kvm_vcpu_events__bindgen_ty_2 {
+        injected: 1,
+        nr: 0x44,
+        soft: 0,
+        shadow: 1,
+    };
+    events.nmi = kvm_vcpu_events__bindgen_ty_3 {
+        injected: 1,
+        pending: 3,
+        masked: 1,
+        pad: 0,
+    };
     assert_eq!(vcpu.set_vcpu_events(&events), Ok(()));
     events.nmi.pending = 1;
     assert_eq!(vcpu.get_vcpu_events(), Ok(events));
@@ -131,12 +151,19 @@ fn pending_nmis_saturate_at_two() {
     for _ in 0..4 {
         vcpu.nmi().expect("it never fails");
     }
-    assert_eq!(vcpu.get_vcpu_events().expect("they are there").nmi.pending, 2);
+    assert_eq!(
+        vcpu.get_vcpu_events().expect("they are there").nmi.pending,
+        2
+    );
 }
 
 fn msr_after(index: u32, data: u64) -> (usize, u64) {
     let vcpu = vcpu();
-    let mut entry = [kvm_msr_entry { index, data, ..Default::default() }];
+    let mut entry = [kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    }];
     let written = vcpu.set_msrs(&entry).expect("a vCPU");
     assert_eq!(vcpu.get_msrs(&mut entry), Ok(1), "{index:#x}");
     (written, entry[0].data)
@@ -150,7 +177,11 @@ fn msrs_hold_what_they_may() {
         (0x176, 1 << 60, (1, 0)),
         (0xc000_0100, 1 << 60, (0, 0)),
         (0xc000_0082, 1 << 60, (0, 0)),
-        (0xc000_0081, 0x1122_3344_5566_7788, (1, 0x1122_3344_5566_7788)),
+        (
+            0xc000_0081,
+            0x1122_3344_5566_7788,
+            (1, 0x1122_3344_5566_7788),
+        ),
         (0xc000_0080, 0x100, (1, 0x100)),
         (0xc000_0080, 0x2, (0, 0)),
         (0x1b, 0xfee0_0901, (0, 0xfee0_0900)),
@@ -172,21 +203,38 @@ fn msrs_hold_what_they_may() {
 #[test]
 fn an_unknown_msr_ends_the_list() {
     let vcpu = vcpu();
-    let entry = |index| kvm_msr_entry { index, data: 0x99, ..Default::default() };
+    let entry = |index| kvm_msr_entry {
+        index,
+        data: 0x99,
+        ..Default::default()
+    };
     let mut entries = [entry(0x277), entry(0x1234_5678), entry(0x175)];
     assert_eq!(vcpu.get_msrs(&mut entries), Ok(1));
-    assert_eq!((entries[0].data, entries[2].data), (0x0007_0406_0007_0406, 0x99));
+    assert_eq!(
+        (entries[0].data, entries[2].data),
+        (0x0007_0406_0007_0406, 0x99)
+    );
     assert_eq!(vcpu.set_msrs(&entries), Ok(1));
 }
 
 #[test]
 fn the_listed_msrs_can_be_read_and_written_back() {
     let kvm = Kvm::new();
-    let vcpu = kvm.create_vm(0).expect("a VM").create_vcpu(0).expect("a vCPU");
-    vcpu.set_cpuid2(&kvm.get_supported_cpuid()).expect("the supported table");
+    let vcpu = kvm
+        .create_vm(0)
+        .expect("a VM")
+        .create_vcpu(0)
+        .expect("a vCPU");
+    vcpu.set_cpuid2(&kvm.get_supported_cpuid())
+        .expect("the supported table");
     let list = kvm.get_msr_index_list();
-    let mut entries: Vec<_> =
-        list.iter().map(|index| kvm_msr_entry { index: *index, ..Default::default() }).collect();
+    let mut entries: Vec<_> = list
+        .iter()
+        .map(|index| kvm_msr_entry {
+            index: *index,
+            ..Default::default()
+        })
+        .collect();
     assert_eq!(vcpu.get_msrs(&mut entries), Ok(list.len()));
     assert_eq!(vcpu.set_msrs(&entries), Ok(list.len()));
 }
@@ -194,9 +242,17 @@ fn the_listed_msrs_can_be_read_and_written_back() {
 #[test]
 fn cpuid_is_kept_and_checked() {
     let vcpu = vcpu();
-    let entry = kvm_cpuid_entry2 { function: 0x8000_0008, eax: 0x3200, ..Default::default() };
+    let entry = kvm_cpuid_entry2 {
+        function: 0x8000_0008,
+        eax: 0x3200,
+        ..Default::default()
+    };
     assert_eq!(vcpu.set_cpuid2(&[entry]), Err(Errno::EINVAL));
-    let entry = kvm_cpuid_entry2 { eax: 0x3030, padding: [0, 0, 5], ..entry };
+    let entry = kvm_cpuid_entry2 {
+        eax: 0x3030,
+        padding: [0, 0, 5],
+        ..entry
+    };
     assert_eq!(vcpu.set_cpuid2(&[entry, entry]), Ok(()));
     assert_eq!(vcpu.get_cpuid2(), Ok(vec![entry, entry]));
     assert_eq!(vcpu.set_cpuid2(&[entry; 257]), Err(Errno::E2BIG));
@@ -206,10 +262,18 @@ fn cpuid_is_kept_and_checked() {
 #[test]
 fn xcr0_follows_cpuid() {
     let kvm = Kvm::new();
-    let vcpu = kvm.create_vm(0).expect("a VM").create_vcpu(0).expect("a vCPU");
-    vcpu.set_cpuid2(&kvm.get_supported_cpuid()).expect("the supported table");
+    let vcpu = kvm
+        .create_vm(0)
+        .expect("a VM")
+        .create_vcpu(0)
+        .expect("a vCPU");
+    vcpu.set_cpuid2(&kvm.get_supported_cpuid())
+        .expect("the supported table");
     let set = |value| {
-        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
         xcrs.xcrs[0].value = value;
         vcpu.set_xcrs(&xcrs)
     };
@@ -224,7 +288,11 @@ fn a_vcpu_moves_between_threads() {
     let vcpu = vcpu();
     for round in 0..4_u64 {
         let here = vcpu.clone();
-        let regs = kvm_regs { rax: round, rflags: 2 | round << 2, ..Default::default() };
+        let regs = kvm_regs {
+            rax: round,
+            rflags: 2 | round << 2,
+            ..Default::default()
+        };
         let there = std::thread::spawn(move || here.set_regs(&regs).and_then(|()| here.get_regs()));
         assert_eq!(there.join().expect("no panic"), Ok(regs));
         assert_eq!(vcpu.get_regs(), Ok(regs));
@@ -234,7 +302,9 @@ fn a_vcpu_moves_between_threads() {
 #[test]
 fn many_threads_use_many_vcpus() {
     let vm = vm();
-    let vcpus: Vec<_> = (0..4).map(|id| vm.create_vcpu(id).expect("a vCPU")).collect();
+    let vcpus: Vec<_> = (0..4)
+        .map(|id| vm.create_vcpu(id).expect("a vCPU"))
+        .collect();
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let vcpus = &vcpus;
@@ -262,5 +332,8 @@ fn ids_are_taken_for_good() {
 #[test]
 fn addresses_are_translated_without_paging() {
     let translation = vcpu().translate_gva(0x1234).expect("a vCPU");
-    assert_eq!((translation.physical_address, translation.valid), (0x1234, 1));
+    assert_eq!(
+        (translation.physical_address, translation.valid),
+        (0x1234, 1)
+    );
 }

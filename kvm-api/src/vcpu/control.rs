@@ -70,8 +70,11 @@ impl Loaded<'_> {
         self.state.efer = efer;
         let ia32e = u64::from(EntryControls::IA32E_MODE_GUEST.bits());
         let held = self.state.controls.entry;
-        let entry =
-            if efer & Efer::LMA.bits() != 0 { held | ia32e } else { held & !ia32e };
+        let entry = if efer & Efer::LMA.bits() != 0 {
+            held | ia32e
+        } else {
+            held & !ia32e
+        };
         self.write_entry_controls(entry);
         self.vmcs.write(Field::GUEST_IA32_EFER, efer);
     }
@@ -115,7 +118,11 @@ impl Loaded<'_> {
     }
 
     fn cr4_guest_reserved(&self) -> u64 {
-        if self.state.has_cpuid { super::regs::cr4_reserved(&self.state.cpuid) } else { 0 }
+        if self.state.has_cpuid {
+            super::regs::cr4_reserved(&self.state.cpuid)
+        } else {
+            0
+        }
     }
 
     /// Puts the breakpoints in effect: user space's, if it has set some, else the guest's.
@@ -135,6 +142,9 @@ impl Loaded<'_> {
         let int3 = self.state.debug.control & breakpoints == breakpoints;
         self.vmcs.write(Field::PAGE_FAULT_ERROR_CODE_MASK, 0);
         self.vmcs.write(Field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
-        self.vmcs.write(Field::EXCEPTION_BITMAP, EXCEPTION_BITMAP | u64::from(int3) << 3);
+        self.vmcs.write(
+            Field::EXCEPTION_BITMAP,
+            EXCEPTION_BITMAP | u64::from(int3) << 3,
+        );
     }
 }

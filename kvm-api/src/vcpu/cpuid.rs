@@ -16,7 +16,12 @@ const OSXSAVE: (u32, u32, Output, u32) = (1, 0, Output::Ecx, 27);
 impl Loaded<'_> {
     /// Replaces the table. Once the vCPU has run, only the same table is taken.
     pub(crate) fn set_cpuid(&mut self, mut table: Vec<kvm_cpuid_entry2>) -> Result<()> {
-        update_runtime(&mut table, self.state.cr4, self.state.xcr0, self.state.apic_base);
+        update_runtime(
+            &mut table,
+            self.state.cr4,
+            self.state.xcr0,
+            self.state.apic_base,
+        );
         if self.state.has_run {
             let same = same_table(&table, &self.state.cpuid);
             return if same { Ok(()) } else { Err(Errno::EINVAL) };
@@ -48,7 +53,11 @@ impl Loaded<'_> {
 fn update_runtime(table: &mut [kvm_cpuid_entry2], cr4: u64, xcr0: u64, apic_base: u64) {
     let cr4 = Cr4::from_bits_retain(cr4);
     // As with an in-kernel local APIC or not, CPUID.1:EDX.APIC follows the enable bit.
-    set(table, Feature::Apic, has(table, Feature::Apic) && apic_base & (1 << 11) != 0);
+    set(
+        table,
+        Feature::Apic,
+        has(table, Feature::Apic) && apic_base & (1 << 11) != 0,
+    );
     if has(table, Feature::Xsave) {
         set_bit(table, OSXSAVE, cr4.contains(Cr4::OSXSAVE));
     }
@@ -66,8 +75,6 @@ fn update_runtime(table: &mut [kvm_cpuid_entry2], cr4: u64, xcr0: u64, apic_base
 
 /// Whether two tables say the same; padding does not count (`kvm_cpuid_check_equal()`).
 fn same_table(a: &[kvm_cpuid_entry2], b: &[kvm_cpuid_entry2]) -> bool {
-    let words = |e: &kvm_cpuid_entry2| {
-        (e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-    };
+    let words = |e: &kvm_cpuid_entry2| (e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx);
     a.len() == b.len() && a.iter().zip(b).all(|(x, y)| words(x) == words(y))
 }

@@ -46,9 +46,8 @@ impl Loaded<'_> {
         events.nmi.injected = u8::from(self.state.nmi.injected);
         events.nmi.pending = self.state.nmi.pending as u8;
         events.nmi.masked = u8::from(self.is_nmi_masked());
-        events.flags = KVM_VCPUEVENT_VALID_NMI_PENDING
-            | KVM_VCPUEVENT_VALID_SHADOW
-            | KVM_VCPUEVENT_VALID_SMM;
+        events.flags =
+            KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM;
         if enabled.exception_payload {
             events.flags |= KVM_VCPUEVENT_VALID_PAYLOAD;
         }
@@ -98,7 +97,11 @@ impl Loaded<'_> {
     /// Brings the count of pending NMIs up to date: two, or one while one is blocked or being
     /// delivered (`process_nmi()`).
     pub(crate) fn process_nmis(&mut self) {
-        let limit = if self.is_nmi_masked() || self.state.nmi.injected { 1 } else { 2 };
+        let limit = if self.is_nmi_masked() || self.state.nmi.injected {
+            1
+        } else {
+            2
+        };
         let queued = core::mem::take(&mut self.state.nmi.queued);
         self.state.nmi.pending = self.state.nmi.pending.saturating_add(queued).min(limit);
     }
@@ -106,7 +109,9 @@ impl Loaded<'_> {
     /// Takes the payload of a pending exception to DR6 or CR2 (`kvm_deliver_exception_payload()`).
     pub(crate) fn deliver_payload(&mut self) {
         let vector = self.state.exception.vector;
-        let Some(payload) = self.state.exception.payload.take() else { return };
+        let Some(payload) = self.state.exception.payload.take() else {
+            return;
+        };
         match vector {
             DB_VECTOR => {
                 // Bits 3:0 are replaced, BS, BD and BT are added, RTM and BLD are inverted in DR6.
@@ -123,7 +128,11 @@ impl Loaded<'_> {
     /// queued one, and is delivered at the next entry.
     pub(crate) fn interrupt(&mut self, irq: u32) -> Result<()> {
         let nr = u8::try_from(irq).map_err(|_| Errno::EINVAL)?;
-        self.state.interrupt = QueuedInterrupt { injected: true, soft: false, nr };
+        self.state.interrupt = QueuedInterrupt {
+            injected: true,
+            soft: false,
+            nr,
+        };
         Ok(())
     }
 
@@ -139,13 +148,20 @@ impl Loaded<'_> {
         error_code: Option<u32>,
         payload: Option<u64>,
     ) {
-        self.state.exception =
-            QueuedException { pending: true, injected: false, vector, error_code, payload };
+        self.state.exception = QueuedException {
+            pending: true,
+            injected: false,
+            vector,
+            error_code,
+            payload,
+        };
     }
 
     /// Returns the run state; without an in-kernel local APIC it is always RUNNABLE.
     pub(crate) fn get_mp_state(&self) -> kvm_mp_state {
-        kvm_mp_state { mp_state: self.state.mp_state }
+        kvm_mp_state {
+            mp_state: self.state.mp_state,
+        }
     }
 
     /// Sets the run state.
@@ -171,7 +187,10 @@ impl Loaded<'_> {
         let enabled = control & KVM_GUESTDBG_ENABLE != 0;
         self.state.debug.control = if enabled { control } else { 0 };
         if self.state.debug.uses_hardware_breakpoints() {
-            self.state.debug.effective_db.copy_from_slice(&debug.arch.debugreg[..4]);
+            self.state
+                .debug
+                .effective_db
+                .copy_from_slice(&debug.arch.debugreg[..4]);
             self.state.debug.dr7 = debug.arch.debugreg[7];
         }
         self.update_debug_registers();
@@ -189,15 +208,21 @@ impl Loaded<'_> {
     }
 
     fn set_interruptibility(&mut self, state: Interruptibility) {
-        self.vmcs.write(Field::GUEST_INTERRUPTIBILITY_STATE, u64::from(state.bits()));
+        self.vmcs
+            .write(Field::GUEST_INTERRUPTIBILITY_STATE, u64::from(state.bits()));
     }
 
     /// Returns `KVM_X86_SHADOW_INT_*` (`vmx_get_interrupt_shadow()`).
     pub(crate) fn interrupt_shadow(&self) -> u8 {
         let state = self.interruptibility();
         let flag = |on: bool, value: u32| if on { value as u8 } else { 0 };
-        flag(state.contains(Interruptibility::STI), KVM_X86_SHADOW_INT_STI)
-            | flag(state.contains(Interruptibility::MOV_SS), KVM_X86_SHADOW_INT_MOV_SS)
+        flag(
+            state.contains(Interruptibility::STI),
+            KVM_X86_SHADOW_INT_STI,
+        ) | flag(
+            state.contains(Interruptibility::MOV_SS),
+            KVM_X86_SHADOW_INT_MOV_SS,
+        )
     }
 
     /// Sets blocking by MOV SS or by STI, or neither (`vmx_set_interrupt_shadow()`).

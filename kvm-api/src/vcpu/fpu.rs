@@ -34,7 +34,9 @@ const LEGACY: &[(u64, usize, usize)] = &[(X87, 0, MXCSR), (X87, ST, 128), (SSE, 
 
 /// Returns all components, as (bit, offset, bytes) of the standard format.
 fn components() -> impl Iterator<Item = (u64, usize, usize)> {
-    let extended = EXTENDED.iter().map(|c| (c.mask, c.offset as usize, c.size as usize));
+    let extended = EXTENDED
+        .iter()
+        .map(|c| (c.mask, c.offset as usize, c.size as usize));
     LEGACY.iter().copied().chain(extended)
 }
 
@@ -47,7 +49,9 @@ pub(crate) struct GuestFpu {
 
 impl Default for GuestFpu {
     fn default() -> Self {
-        let mut fpu = Self { area: Box::new([0; XSAVE_BYTES]) };
+        let mut fpu = Self {
+            area: Box::new([0; XSAVE_BYTES]),
+        };
         fpu.put(FCW, &0x37f_u16.to_le_bytes());
         fpu.put(MXCSR, &0x1f80_u32.to_le_bytes());
         fpu.put(MXCSR_MASK_AT, &MXCSR_MASK.to_le_bytes());
@@ -66,7 +70,8 @@ impl TryFrom<Vec<u8>> for GuestFpu {
 
     fn try_from(bytes: Vec<u8>) -> core::result::Result<Self, Self::Error> {
         let area = bytes.into_boxed_slice().try_into();
-        area.map(|area| Self { area }).map_err(|_| "an XSAVE area of another size")
+        area.map(|area| Self { area })
+            .map_err(|_| "an XSAVE area of another size")
     }
 }
 
@@ -141,10 +146,14 @@ impl GuestFpu {
     /// (`copy_uabi_to_xstate()`).
     pub(crate) fn set_xsave(&mut self, bytes: &[u8]) -> Result<()> {
         let word = |at: usize| -> u64 {
-            bytes.get(at..at + 8).map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8 bytes")))
+            bytes
+                .get(at..at + 8)
+                .map_or(0, |b| u64::from_le_bytes(b.try_into().expect("8 bytes")))
         };
         let bv = word(XSTATE_BV);
-        let reserved = (XCOMP_BV..XSTATE_BV + 64).step_by(8).any(|at| word(at) != 0);
+        let reserved = (XCOMP_BV..XSTATE_BV + 64)
+            .step_by(8)
+            .any(|at| word(at) != 0);
         if bv & !supported_xcr0() != 0 || reserved {
             return Err(Errno::EINVAL);
         }
@@ -157,7 +166,11 @@ impl GuestFpu {
         }
         let initial = Self::default();
         for (bit, at, len) in components() {
-            let from = if bv & bit != 0 { bytes } else { &initial.area[..] };
+            let from = if bv & bit != 0 {
+                bytes
+            } else {
+                &initial.area[..]
+            };
             if let Some(component) = from.get(at..at + len) {
                 self.area[at..at + len].copy_from_slice(component);
             }
@@ -174,7 +187,13 @@ mod tests {
     #[test]
     fn a_fresh_area_is_the_reset_state() {
         let fpu = GuestFpu::default();
-        assert_eq!(fpu.to_kvm_fpu(), kvm_fpu { fcw: 0x37f, ..Default::default() });
+        assert_eq!(
+            fpu.to_kvm_fpu(),
+            kvm_fpu {
+                fcw: 0x37f,
+                ..Default::default()
+            }
+        );
         let xsave = fpu.to_xsave();
         assert_eq!(xsave[24..28], 0x1f80_u32.to_le_bytes());
         assert_eq!(xsave[512..576], [0; 64]);
@@ -196,7 +215,11 @@ mod tests {
 
     #[test]
     fn bad_headers_are_refused_and_change_nothing() {
-        for (at, value) in [(XSTATE_BV + 7, 0x40), (XCOMP_BV + 7, 0x80), (XSTATE_BV + 63, 1)] {
+        for (at, value) in [
+            (XSTATE_BV + 7, 0x40),
+            (XCOMP_BV + 7, 0x80),
+            (XSTATE_BV + 63, 1),
+        ] {
             let mut fpu = GuestFpu::default();
             let mut bytes = fpu.to_xsave();
             bytes[at] = value;

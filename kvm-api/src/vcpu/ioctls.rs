@@ -18,13 +18,21 @@ const fn row(request: u32, handler: Handler) -> Row<Arc<Vcpu>> {
 /// The vCPU ioctls. A request that is not here is EINVAL.
 pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
     row(KVM_GET_REGS, |vcpu, arg| put(arg, &vcpu.get_regs()?)),
-    row(KVM_SET_REGS, |vcpu, arg| done(get(arg).and_then(|regs| vcpu.set_regs(&regs)))),
+    row(KVM_SET_REGS, |vcpu, arg| {
+        done(get(arg).and_then(|regs| vcpu.set_regs(&regs)))
+    }),
     row(KVM_GET_SREGS, |vcpu, arg| put(arg, &vcpu.get_sregs()?)),
-    row(KVM_SET_SREGS, |vcpu, arg| done(get(arg).and_then(|sregs| vcpu.set_sregs(&sregs)))),
+    row(KVM_SET_SREGS, |vcpu, arg| {
+        done(get(arg).and_then(|sregs| vcpu.set_sregs(&sregs)))
+    }),
     row(KVM_GET_SREGS2, |vcpu, arg| put(arg, &vcpu.get_sregs2()?)),
-    row(KVM_SET_SREGS2, |vcpu, arg| done(get(arg).and_then(|sregs| vcpu.set_sregs2(&sregs)))),
+    row(KVM_SET_SREGS2, |vcpu, arg| {
+        done(get(arg).and_then(|sregs| vcpu.set_sregs2(&sregs)))
+    }),
     row(KVM_GET_FPU, |vcpu, arg| put(arg, &vcpu.get_fpu()?)),
-    row(KVM_SET_FPU, |vcpu, arg| done(get(arg).and_then(|fpu| vcpu.set_fpu(&fpu)))),
+    row(KVM_SET_FPU, |vcpu, arg| {
+        done(get(arg).and_then(|fpu| vcpu.set_fpu(&fpu)))
+    }),
     row(KVM_GET_XSAVE, get_xsave),
     row(KVM_GET_XSAVE2, get_xsave),
     row(KVM_SET_XSAVE, |vcpu, arg| {
@@ -32,17 +40,29 @@ pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
         done(vcpu.with(|vcpu| vcpu.state.fpu.set_xsave(&bytes)))
     }),
     row(KVM_GET_XCRS, |vcpu, arg| put(arg, &vcpu.get_xcrs()?)),
-    row(KVM_SET_XCRS, |vcpu, arg| done(get(arg).and_then(|xcrs| vcpu.set_xcrs(&xcrs)))),
-    row(KVM_GET_DEBUGREGS, |vcpu, arg| put(arg, &vcpu.get_debug_regs()?)),
-    row(KVM_SET_DEBUGREGS, |vcpu, arg| done(get(arg).and_then(|d| vcpu.set_debug_regs(&d)))),
+    row(KVM_SET_XCRS, |vcpu, arg| {
+        done(get(arg).and_then(|xcrs| vcpu.set_xcrs(&xcrs)))
+    }),
+    row(KVM_GET_DEBUGREGS, |vcpu, arg| {
+        put(arg, &vcpu.get_debug_regs()?)
+    }),
+    row(KVM_SET_DEBUGREGS, |vcpu, arg| {
+        done(get(arg).and_then(|d| vcpu.set_debug_regs(&d)))
+    }),
     row(KVM_GET_MSRS, get_msrs),
     row(KVM_SET_MSRS, set_msrs),
     row(KVM_SET_CPUID, set_cpuid),
     row(KVM_SET_CPUID2, set_cpuid2),
     row(KVM_GET_CPUID2, get_cpuid2),
-    row(KVM_GET_MP_STATE, |vcpu, arg| put(arg, &vcpu.get_mp_state()?)),
-    row(KVM_SET_MP_STATE, |vcpu, arg| done(get(arg).and_then(|state| vcpu.set_mp_state(state)))),
-    row(KVM_GET_VCPU_EVENTS, |vcpu, arg| put(arg, &vcpu.get_vcpu_events()?)),
+    row(KVM_GET_MP_STATE, |vcpu, arg| {
+        put(arg, &vcpu.get_mp_state()?)
+    }),
+    row(KVM_SET_MP_STATE, |vcpu, arg| {
+        done(get(arg).and_then(|state| vcpu.set_mp_state(state)))
+    }),
+    row(KVM_GET_VCPU_EVENTS, |vcpu, arg| {
+        put(arg, &vcpu.get_vcpu_events()?)
+    }),
     row(KVM_SET_VCPU_EVENTS, |vcpu, arg| {
         done(get(arg).and_then(|events| vcpu.set_vcpu_events(&events)))
     }),
@@ -61,11 +81,17 @@ pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
     row(KVM_SET_GUEST_DEBUG, |vcpu, arg| {
         done(get(arg).and_then(|debug| vcpu.set_guest_debug(&debug)))
     }),
-    row(KVM_SET_TSC_KHZ, |vcpu, arg| done(vcpu.set_tsc_khz(arg as u32))),
+    row(KVM_SET_TSC_KHZ, |vcpu, arg| {
+        done(vcpu.set_tsc_khz(arg as u32))
+    }),
     row(KVM_GET_TSC_KHZ, |vcpu, _| vcpu.get_tsc_khz().map(i64::from)),
     row(KVM_SET_SIGNAL_MASK, set_signal_mask),
-    row(KVM_ENABLE_CAP, |vcpu, arg| done(get(arg).and_then(|cap| vcpu.enable_cap(&cap)))),
-    row(KVM_HAS_DEVICE_ATTR, |_, arg| done(get(arg).and_then(|attr| tsc_offset_attribute(&attr)))),
+    row(KVM_ENABLE_CAP, |vcpu, arg| {
+        done(get(arg).and_then(|cap| vcpu.enable_cap(&cap)))
+    }),
+    row(KVM_HAS_DEVICE_ATTR, |_, arg| {
+        done(get(arg).and_then(|attr| tsc_offset_attribute(&attr)))
+    }),
     row(KVM_GET_DEVICE_ATTR, get_attribute),
     row(KVM_SET_DEVICE_ATTR, set_attribute),
 ];
@@ -152,7 +178,11 @@ fn set_signal_mask(vcpu: &Arc<Vcpu>, arg: u64) -> Result<i64> {
 
 /// Group `KVM_VCPU_TSC_CTRL` with its one attribute, `KVM_VCPU_TSC_OFFSET`.
 fn tsc_offset_attribute(attr: &kvm_device_attr) -> Result<()> {
-    if attr.group == 0 && attr.attr == 0 { Ok(()) } else { Err(Errno::ENXIO) }
+    if attr.group == 0 && attr.attr == 0 {
+        Ok(())
+    } else {
+        Err(Errno::ENXIO)
+    }
 }
 
 fn get_attribute(vcpu: &Arc<Vcpu>, arg: u64) -> Result<i64> {
@@ -283,7 +313,9 @@ impl Vcpu {
         self.with(|vcpu| {
             let mut count = 0;
             for entry in entries {
-                let Ok(value) = vcpu.get_msr(entry.index, Initiator::Host) else { break };
+                let Ok(value) = vcpu.get_msr(entry.index, Initiator::Host) else {
+                    break;
+                };
                 entry.data = value;
                 count += 1;
             }
@@ -382,7 +414,10 @@ impl Vcpu {
     /// # Errors
     /// ENOMEM.
     pub fn translate_gva(&self, linear: u64) -> Result<kvm_translation> {
-        let mut translation = kvm_translation { linear_address: linear, ..Default::default() };
+        let mut translation = kvm_translation {
+            linear_address: linear,
+            ..Default::default()
+        };
         self.with(|vcpu| {
             vcpu.translate(&mut translation);
             Ok(translation)

@@ -52,7 +52,9 @@ pub(crate) struct VcpuCore {
 
 impl core::fmt::Debug for VcpuCore {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("VcpuCore").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("VcpuCore")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -111,7 +113,10 @@ impl VcpuCore {
             file: backing.id(),
             run: RunPage::new(Arc::new(backing)),
             fd: Mutex::new(Some(fd)),
-            inner: Mutex::new(Inner { state: VcpuState::new(TSC_KHZ), cpu: None }),
+            inner: Mutex::new(Inner {
+                state: VcpuState::new(TSC_KHZ),
+                cpu: None,
+            }),
         };
         core.with(vm, |vcpu| {
             vcpu.set_up(&core.pages, core.vpid, shadow);
@@ -155,9 +160,17 @@ impl VcpuCore {
         if vmcs.pointer() != Some(self.pages.vmcs) {
             let memory: &PhysMap = vm.host().memory();
             let loaded = vmcs.processor().vmptrld(self.pages.vmcs, &memory);
-            debug_assert!(loaded.is_ok_and(|o| o.is_success()), "VMPTRLD of our own region");
+            debug_assert!(
+                loaded.is_ok_and(|o| o.is_success()),
+                "VMPTRLD of our own region"
+            );
         }
-        let mut loaded = Loaded { state: &mut inner.state, vmcs, vm, run: &self.run };
+        let mut loaded = Loaded {
+            state: &mut inner.state,
+            vmcs,
+            vm,
+            run: &self.run,
+        };
         if has_moved {
             loaded.write_per_cpu_host_state(cpu.id().0);
         }
@@ -190,7 +203,9 @@ impl Loaded<'_> {
         let leaf = crate::cpuid::find(&self.state.cpuid, 0x8000_0008, 0);
         let has_leaf = crate::cpuid::find(&self.state.cpuid, 0x8000_0000, 0)
             .is_some_and(|entry| entry.eax >= 0x8000_0008);
-        let bits = leaf.filter(|_| has_leaf).map_or(36, |entry| entry.eax & 0xff);
+        let bits = leaf
+            .filter(|_| has_leaf)
+            .map_or(36, |entry| entry.eax & 0xff);
         if bits >= 64 { 0 } else { u64::MAX << bits }
     }
 }

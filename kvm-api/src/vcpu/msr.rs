@@ -39,7 +39,10 @@ enum Home {
     /// It always reads as this.
     Constant(u64),
     /// It has code of its own.
-    Own(fn(&Loaded<'_>, u32) -> u64, fn(&mut Loaded<'_>, u32, u64, Initiator) -> Written),
+    Own(
+        fn(&Loaded<'_>, u32) -> u64,
+        fn(&mut Loaded<'_>, u32, u64, Initiator) -> Written,
+    ),
 }
 
 type Written = Result<(), MsrError>;
@@ -88,11 +91,23 @@ struct Row {
 }
 
 const fn one(index: u32, home: Home, write: Write, list: List) -> Row {
-    Row { first: index, last: index, home, write, list }
+    Row {
+        first: index,
+        last: index,
+        home,
+        write,
+        list,
+    }
 }
 
 const fn range(first: u32, last: u32, home: Home, write: Write) -> Row {
-    Row { first, last, home, write, list: List::No }
+    Row {
+        first,
+        last,
+        home,
+        write,
+        list: List::No,
+    }
 }
 
 const TSC: u32 = 0x10;
@@ -107,43 +122,118 @@ const MSRS: &[Row] = &[
     range(0, 1, Home::Constant(0), Write::Never),
     one(TSC, Home::Own(read_tsc, write_tsc), Write::Any, List::Index),
     one(0x17, Home::Constant(0), Write::Never, List::No),
-    one(0x1b, Home::Own(|v, _| v.state.apic_base, write_apic_base), Write::Any, List::No),
+    one(
+        0x1b,
+        Home::Own(|v, _| v.state.apic_base, write_apic_base),
+        Write::Any,
+        List::No,
+    ),
     one(0x2a, Home::Constant(0), Write::Never, List::No),
     one(0x34, ZERO, Write::HostOnly, List::Index),
     // FEAT_CTL: without VMX, SGX and LMCE in CPUID only the lock bit.
-    one(0x3a, ZERO, Write::If(|_, value| value & !1 == 0), List::Index),
-    one(TSC_ADJUST, Home::Own(read_stored, write_tsc_adjust), Write::Any, List::Index),
+    one(
+        0x3a,
+        ZERO,
+        Write::If(|_, value| value & !1 == 0),
+        List::Index,
+    ),
+    one(
+        TSC_ADJUST,
+        Home::Own(read_stored, write_tsc_adjust),
+        Write::Any,
+        List::Index,
+    ),
     // BIOS_UPDT_TRIG.
     one(0x79, Home::Constant(0), Write::Ignored, List::No),
-    one(0x8b, Home::Stored(0x1_0000_0000), Write::HostOnly, List::IndexAndFeature),
+    one(
+        0x8b,
+        Home::Stored(0x1_0000_0000),
+        Write::HostOnly,
+        List::IndexAndFeature,
+    ),
     // FSB_FREQ.
     one(0xcd, Home::Constant(3), Write::Never, List::No),
-    one(0xce, Home::Stored(1 << 31), Write::Feature, List::IndexAndFeature),
+    one(
+        0xce,
+        Home::Stored(1 << 31),
+        Write::Feature,
+        List::IndexAndFeature,
+    ),
     one(0xfe, Home::Constant(0x508), Write::Never, List::No),
-    one(0x10a, Home::Stored(ARCH_CAPABILITIES), Write::Feature, List::IndexAndFeature),
+    one(
+        0x10a,
+        Home::Stored(ARCH_CAPABILITIES),
+        Write::Feature,
+        List::IndexAndFeature,
+    ),
     // BBL_CR_CTL3.
     one(0x11e, Home::Constant(0xbe70_2111), Write::Never, List::No),
     one(0x140, ZERO, Write::Bits(0), List::Index),
-    one(0x174, Home::Vmcs(Field::GUEST_IA32_SYSENTER_CS), Write::Any, List::Index),
-    one(0x175, Home::Vmcs(Field::GUEST_IA32_SYSENTER_ESP), Write::Extended, List::Index),
-    one(0x176, Home::Vmcs(Field::GUEST_IA32_SYSENTER_EIP), Write::Extended, List::Index),
+    one(
+        0x174,
+        Home::Vmcs(Field::GUEST_IA32_SYSENTER_CS),
+        Write::Any,
+        List::Index,
+    ),
+    one(
+        0x175,
+        Home::Vmcs(Field::GUEST_IA32_SYSENTER_ESP),
+        Write::Extended,
+        List::Index,
+    ),
+    one(
+        0x176,
+        Home::Vmcs(Field::GUEST_IA32_SYSENTER_EIP),
+        Write::Extended,
+        List::Index,
+    ),
     one(0x179, Home::Stored(0x20), Write::Never, List::No),
     one(0x17a, ZERO, Write::Any, List::Index),
-    one(0x17b, Home::Own(read_stored, write_mcg_ctl), Write::Any, List::Index),
-    one(0x198, Home::Constant(0x400_0000_03e8), Write::Never, List::No),
+    one(
+        0x17b,
+        Home::Own(read_stored, write_mcg_ctl),
+        Write::Any,
+        List::Index,
+    ),
+    one(
+        0x198,
+        Home::Constant(0x400_0000_03e8),
+        Write::Never,
+        List::No,
+    ),
     one(0x199, Home::Constant(0), Write::Never, List::No),
     one(0x1a0, Home::Stored(0x1800), Write::Any, List::Index),
-    one(0x1d9, Home::Vmcs(Field::GUEST_IA32_DEBUGCTL), Write::Bits(2), List::Index),
+    one(
+        0x1d9,
+        Home::Vmcs(Field::GUEST_IA32_DEBUGCTL),
+        Write::Bits(2),
+        List::Index,
+    ),
     // Last-branch and last-exception records.
     range(0x1db, 0x1de, Home::Constant(0), Write::Ignored),
     range(0x200, 0x20f, ZERO, Write::If(is_valid_variable_mtrr)),
     one(0x250, ZERO, Write::If(is_valid_fixed_mtrr), List::No),
     range(0x258, 0x259, ZERO, Write::If(is_valid_fixed_mtrr)),
     range(0x268, 0x26f, ZERO, Write::If(is_valid_fixed_mtrr)),
-    one(0x277, Home::Vmcs(Field::GUEST_IA32_PAT), Write::If(is_valid_pat), List::Index),
+    one(
+        0x277,
+        Home::Vmcs(Field::GUEST_IA32_PAT),
+        Write::If(is_valid_pat),
+        List::Index,
+    ),
     one(0x2ff, ZERO, Write::If(is_valid_mtrr_def_type), List::No),
-    one(0x345, Home::Stored(0), Write::Feature, List::IndexAndFeature),
-    range(0x400, 0x47f, Home::Own(read_stored, write_mc_bank), Write::Any),
+    one(
+        0x345,
+        Home::Stored(0),
+        Write::Feature,
+        List::IndexAndFeature,
+    ),
+    range(
+        0x400,
+        0x47f,
+        Home::Own(read_stored, write_mc_bank),
+        Write::Any,
+    ),
     // RAPL: power units and energy counters.
     one(0x606, Home::Constant(0), Write::Never, List::No),
     one(0x611, Home::Constant(0), Write::Never, List::No),
@@ -154,13 +244,28 @@ const MSRS: &[Row] = &[
     one(0x6e0, Home::Constant(0), Write::Ignored, List::Index),
     one(0xda0, ZERO, Write::Bits(0), List::Index),
     one(0x4b56_4d05, Home::Stored(1), Write::Bits(1), List::Index),
-    one(EFER, Home::Own(|v, _| v.state.efer, write_efer), Write::Any, List::No),
+    one(
+        EFER,
+        Home::Own(|v, _| v.state.efer, write_efer),
+        Write::Any,
+        List::No,
+    ),
     one(0xc000_0081, ZERO, Write::Any, List::Index),
     one(0xc000_0082, ZERO, Write::Canonical, List::Index),
     one(0xc000_0083, ZERO, Write::Canonical, List::Index),
     one(0xc000_0084, ZERO, Write::Any, List::Index),
-    one(0xc000_0100, Home::Vmcs(Field::GUEST_FS_BASE), Write::Canonical, List::No),
-    one(0xc000_0101, Home::Vmcs(Field::GUEST_GS_BASE), Write::Canonical, List::No),
+    one(
+        0xc000_0100,
+        Home::Vmcs(Field::GUEST_FS_BASE),
+        Write::Canonical,
+        List::No,
+    ),
+    one(
+        0xc000_0101,
+        Home::Vmcs(Field::GUEST_GS_BASE),
+        Write::Canonical,
+        List::No,
+    ),
     one(0xc000_0102, ZERO, Write::Canonical, List::Index),
     one(0xc000_0103, ZERO, Write::Bits(0xffff_ffff), List::Index),
 ];
@@ -175,7 +280,10 @@ fn row(index: u32) -> Option<&'static Row> {
 
 /// Returns the indexes for KVM_GET_MSR_INDEX_LIST.
 pub(crate) fn index_list() -> Vec<u32> {
-    MSRS.iter().filter(|row| row.list != List::No).map(|row| row.first).collect()
+    MSRS.iter()
+        .filter(|row| row.list != List::No)
+        .map(|row| row.first)
+        .collect()
 }
 
 /// Returns the indexes for KVM_GET_MSR_FEATURE_INDEX_LIST.
@@ -230,7 +338,13 @@ impl Loaded<'_> {
         Ok(())
     }
 
-    fn checked_value(&self, row: &Row, index: u32, value: u64, who: Initiator) -> Result<u64, MsrError> {
+    fn checked_value(
+        &self,
+        row: &Row,
+        index: u32,
+        value: u64,
+        who: Initiator,
+    ) -> Result<u64, MsrError> {
         let good = match row.write {
             Write::Any | Write::Ignored => true,
             Write::Bits(mask) => value & !mask == 0,
@@ -245,7 +359,11 @@ impl Loaded<'_> {
             Write::Extended => return Ok(self.extended(value)),
             Write::If(accepts) => accepts(index, value),
         };
-        if good { Ok(value) } else { Err(MsrError::Invalid) }
+        if good {
+            Ok(value)
+        } else {
+            Err(MsrError::Invalid)
+        }
     }
 
     /// Whether the guest's CPUID lets it use an MSR that depends on a feature.
@@ -329,7 +447,8 @@ fn write_apic_base(vcpu: &mut Loaded<'_>, _: u32, value: u64, who: Initiator) ->
     if who == Initiator::Guest && jumps {
         return Err(MsrError::Invalid);
     }
-    vcpu.set_apic_base_by_host(value).map_err(|_| MsrError::Invalid)
+    vcpu.set_apic_base_by_host(value)
+        .map_err(|_| MsrError::Invalid)
 }
 
 /// `set_efer()`: LMA stays; the host need not respect CPUID.
@@ -338,9 +457,15 @@ fn write_efer(vcpu: &mut Loaded<'_>, _: u32, value: u64, who: Initiator) -> Writ
     let old = vcpu.state.efer;
     let mut allowed = known;
     if who == Initiator::Guest {
-        let needs =
-            [(Efer::SCE, Feature::Syscall), (Efer::LME, Feature::LongMode), (Efer::NXE, Feature::Nx)];
-        for (bit, _) in needs.iter().filter(|row| !cpuid::has(&vcpu.state.cpuid, row.1)) {
+        let needs = [
+            (Efer::SCE, Feature::Syscall),
+            (Efer::LME, Feature::LongMode),
+            (Efer::NXE, Feature::Nx),
+        ];
+        for (bit, _) in needs
+            .iter()
+            .filter(|row| !cpuid::has(&vcpu.state.cpuid, row.1))
+        {
             allowed &= !bit.bits();
         }
         let paging = vcpu.state.cr0 & Cr0::PG.bits() != 0;
@@ -384,7 +509,10 @@ const fn is_memory_type(value: u64) -> bool {
 }
 
 fn each_byte(value: u64, accepts: fn(u64) -> bool) -> bool {
-    value.to_le_bytes().iter().all(|byte| accepts(u64::from(*byte)))
+    value
+        .to_le_bytes()
+        .iter()
+        .all(|byte| accepts(u64::from(*byte)))
 }
 
 fn is_valid_pat(_: u32, value: u64) -> bool {

@@ -71,20 +71,54 @@ impl Loaded<'_> {
 
     /// `__vmx_set_segment()` with "unrestricted guest".
     fn set_segment(&mut self, fields: &SegmentFields, segment: &kvm_segment, accessed: u8) {
-        self.vmcs.write(fields.selector, u64::from(segment.selector));
+        self.vmcs
+            .write(fields.selector, u64::from(segment.selector));
         self.vmcs.write(fields.base, segment.base);
         self.vmcs.write(fields.limit, u64::from(segment.limit));
-        self.vmcs.write(fields.access, u64::from(access_rights(segment, accessed)));
+        self.vmcs
+            .write(fields.access, u64::from(access_rights(segment, accessed)));
     }
 
     /// Returns the general-purpose registers.
     pub(crate) fn get_regs(&self) -> kvm_regs {
-        let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] =
-            self.state.regs;
+        let [
+            rax,
+            rcx,
+            rdx,
+            rbx,
+            rsp,
+            rbp,
+            rsi,
+            rdi,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+        ] = self.state.regs;
         let rip = self.state.rip;
         let rflags = self.rflags();
         kvm_regs {
-            rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip,
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rsp,
+            rbp,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip,
             rflags,
         }
     }
@@ -103,13 +137,17 @@ impl Loaded<'_> {
     /// Returns RFLAGS without the trap flag that user space's single-stepping has set.
     pub(crate) fn rflags(&self) -> u64 {
         let rflags = self.vmcs.read(Field::GUEST_RFLAGS);
-        if self.state.debug.single_steps() { rflags & !Rflags::TF.bits() } else { rflags }
+        if self.state.debug.single_steps() {
+            rflags & !Rflags::TF.bits()
+        } else {
+            rflags
+        }
     }
 
     /// Sets RFLAGS, with the trap flag as long as user space steps from here.
     pub(crate) fn set_rflags(&mut self, rflags: u64) {
-        let steps = self.state.debug.single_steps()
-            && self.linear_rip() == self.state.debug.singlestep_rip;
+        let steps =
+            self.state.debug.single_steps() && self.linear_rip() == self.state.debug.singlestep_rip;
         let trap = if steps { Rflags::TF.bits() } else { 0 };
         self.vmcs.write(Field::GUEST_RFLAGS, rflags | trap);
     }
@@ -178,9 +216,24 @@ impl Loaded<'_> {
     pub(crate) fn get_sregs(&self) -> kvm_sregs {
         let s = self.get_sregs2();
         let mut sregs = kvm_sregs {
-            cs: s.cs, ds: s.ds, es: s.es, fs: s.fs, gs: s.gs, ss: s.ss, tr: s.tr, ldt: s.ldt,
-            gdt: s.gdt, idt: s.idt, cr0: s.cr0, cr2: s.cr2, cr3: s.cr3, cr4: s.cr4, cr8: s.cr8,
-            efer: s.efer, apic_base: s.apic_base, interrupt_bitmap: [0; 4],
+            cs: s.cs,
+            ds: s.ds,
+            es: s.es,
+            fs: s.fs,
+            gs: s.gs,
+            ss: s.ss,
+            tr: s.tr,
+            ldt: s.ldt,
+            gdt: s.gdt,
+            idt: s.idt,
+            cr0: s.cr0,
+            cr2: s.cr2,
+            cr3: s.cr3,
+            cr4: s.cr4,
+            cr8: s.cr8,
+            efer: s.efer,
+            apic_base: s.apic_base,
+            interrupt_bitmap: [0; 4],
         };
         let interrupt = self.state.interrupt;
         if interrupt.injected && !interrupt.soft {
@@ -193,9 +246,25 @@ impl Loaded<'_> {
     /// injected interrupt.
     pub(crate) fn set_sregs(&mut self, s: &kvm_sregs) -> Result<()> {
         self.set_common_sregs(&kvm_sregs2 {
-            cs: s.cs, ds: s.ds, es: s.es, fs: s.fs, gs: s.gs, ss: s.ss, tr: s.tr, ldt: s.ldt,
-            gdt: s.gdt, idt: s.idt, cr0: s.cr0, cr2: s.cr2, cr3: s.cr3, cr4: s.cr4, cr8: s.cr8,
-            efer: s.efer, apic_base: s.apic_base, flags: 0, pdptrs: [0; 4],
+            cs: s.cs,
+            ds: s.ds,
+            es: s.es,
+            fs: s.fs,
+            gs: s.gs,
+            ss: s.ss,
+            tr: s.tr,
+            ldt: s.ldt,
+            gdt: s.gdt,
+            idt: s.idt,
+            cr0: s.cr0,
+            cr2: s.cr2,
+            cr3: s.cr3,
+            cr4: s.cr4,
+            cr8: s.cr8,
+            efer: s.efer,
+            apic_base: s.apic_base,
+            flags: 0,
+            pdptrs: [0; 4],
         })?;
         self.state.pdptrs_from_userspace = false;
         if self.is_pae_paging() {
@@ -205,7 +274,11 @@ impl Loaded<'_> {
         let mut bits = words.filter(|(_, word)| **word != 0);
         if let Some((index, word)) = bits.next() {
             let nr = (index as u32 * 64 + word.trailing_zeros()) as u8;
-            self.state.interrupt = QueuedInterrupt { injected: true, soft: false, nr };
+            self.state.interrupt = QueuedInterrupt {
+                injected: true,
+                soft: false,
+                nr,
+            };
         }
         Ok(())
     }
@@ -234,9 +307,11 @@ impl Loaded<'_> {
         self.check_sregs(s)?;
         self.set_apic_base_by_host(s.apic_base)?;
         self.vmcs.write(Field::GUEST_IDTR_BASE, s.idt.base);
-        self.vmcs.write(Field::GUEST_IDTR_LIMIT, u64::from(s.idt.limit));
+        self.vmcs
+            .write(Field::GUEST_IDTR_LIMIT, u64::from(s.idt.limit));
         self.vmcs.write(Field::GUEST_GDTR_BASE, s.gdt.base);
-        self.vmcs.write(Field::GUEST_GDTR_LIMIT, u64::from(s.gdt.limit));
+        self.vmcs
+            .write(Field::GUEST_GDTR_LIMIT, u64::from(s.gdt.limit));
         self.state.cr2 = s.cr2;
         self.state.cr3 = s.cr3;
         if s.cr8 <= 15 {
@@ -245,9 +320,14 @@ impl Loaded<'_> {
         self.set_efer(s.efer);
         self.set_cr0(s.cr0);
         self.set_cr4(s.cr4);
-        for (fields, segment) in
-            [(&CS, &s.cs), (&DS, &s.ds), (&ES, &s.es), (&FS, &s.fs), (&GS, &s.gs), (&SS, &s.ss)]
-        {
+        for (fields, segment) in [
+            (&CS, &s.cs),
+            (&DS, &s.ds),
+            (&ES, &s.es),
+            (&FS, &s.fs),
+            (&GS, &s.gs),
+            (&SS, &s.ss),
+        ] {
             self.set_segment(fields, segment, ACCESSED);
         }
         self.set_segment(&TR, &s.tr, ACCESSED);
@@ -312,8 +392,15 @@ impl Loaded<'_> {
 
     /// Returns XCR0.
     pub(crate) fn get_xcrs(&self) -> kvm_xcrs {
-        let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
-        xcrs.xcrs[0] = kvm_xcr { xcr: 0, value: self.state.xcr0, ..Default::default() };
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
+        xcrs.xcrs[0] = kvm_xcr {
+            xcr: 0,
+            value: self.state.xcr0,
+            ..Default::default()
+        };
         xcrs
     }
 
@@ -392,16 +479,33 @@ mod tests {
 
     #[test]
     fn access_rights_are_packed_as_the_vmcs_has_them() {
-        let code = kvm_segment { type_: 11, present: 1, s: 1, ..Default::default() };
+        let code = kvm_segment {
+            type_: 11,
+            present: 1,
+            s: 1,
+            ..Default::default()
+        };
         assert_eq!(access_rights(&code, 0), 0x9b);
-        let data = kvm_segment { type_: 2, present: 1, s: 1, g: 1, db: 1, dpl: 3, ..code };
+        let data = kvm_segment {
+            type_: 2,
+            present: 1,
+            s: 1,
+            g: 1,
+            db: 1,
+            dpl: 3,
+            ..code
+        };
         assert_eq!(access_rights(&data, ACCESSED), 0xc0f3);
         assert_eq!(access_rights(&kvm_segment::default(), 0), 0x10000);
     }
 
     #[test]
     fn cr0_rules() {
-        let rows = [(0x6000_0010, true), (0x8000_0000, false), (0x2000_0000, false)];
+        let rows = [
+            (0x6000_0010, true),
+            (0x8000_0000, false),
+            (0x2000_0000, false),
+        ];
         for (cr0, good) in rows {
             assert_eq!(is_valid_cr0(cr0), good, "{cr0:#x}");
         }

@@ -171,17 +171,38 @@ mod cpuid_table {
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         let row = |e: &kvm_cpuid_entry2| -> Row {
-            (e.function, e.index, e.flags, [e.eax, e.ebx, e.ecx, e.edx], e.padding)
+            (
+                e.function,
+                e.index,
+                e.flags,
+                [e.eax, e.ebx, e.ecx, e.edx],
+                e.padding,
+            )
         };
-        table.iter().map(row).collect::<Vec<_>>().serialize(serializer)
+        table
+            .iter()
+            .map(row)
+            .collect::<Vec<_>>()
+            .serialize(serializer)
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Vec<kvm_cpuid_entry2>, D::Error> {
-        let entry = |(function, index, flags, [eax, ebx, ecx, edx], padding): Row| {
-            kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, padding }
-        };
-        Ok(Vec::<Row>::deserialize(deserializer)?.into_iter().map(entry).collect())
+        let entry =
+            |(function, index, flags, [eax, ebx, ecx, edx], padding): Row| kvm_cpuid_entry2 {
+                function,
+                index,
+                flags,
+                eax,
+                ebx,
+                ecx,
+                edx,
+                padding,
+            };
+        Ok(Vec::<Row>::deserialize(deserializer)?
+            .into_iter()
+            .map(entry)
+            .collect())
     }
 }

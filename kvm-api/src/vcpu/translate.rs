@@ -16,11 +16,15 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 enum Paging {
     None,
     /// Two levels of 32-bit entries; with CR4.PSE 4-MiB pages.
-    Bits32 { large_pages: bool },
+    Bits32 {
+        large_pages: bool,
+    },
     /// Three levels, of which the first is held in registers.
     Pae,
     /// Four or five levels.
-    Long { levels: u32 },
+    Long {
+        levels: u32,
+    },
 }
 
 impl Loaded<'_> {
@@ -55,11 +59,15 @@ impl Loaded<'_> {
         if self.state.cr0 & Cr0::PG.bits() == 0 {
             Paging::None
         } else if self.is_long_mode() {
-            Paging::Long { levels: if cr4.contains(Cr4::LA57) { 5 } else { 4 } }
+            Paging::Long {
+                levels: if cr4.contains(Cr4::LA57) { 5 } else { 4 },
+            }
         } else if cr4.contains(Cr4::PAE) {
             Paging::Pae
         } else {
-            Paging::Bits32 { large_pages: cr4.contains(Cr4::PSE) }
+            Paging::Bits32 {
+                large_pages: cr4.contains(Cr4::PSE),
+            }
         }
     }
 
@@ -75,7 +83,11 @@ impl Loaded<'_> {
 }
 
 const fn present(entry: u64) -> Option<u64> {
-    if entry & PRESENT != 0 { Some(entry) } else { None }
+    if entry & PRESENT != 0 {
+        Some(entry)
+    } else {
+        None
+    }
 }
 
 /// Walks tables of 512 entries of eight bytes.

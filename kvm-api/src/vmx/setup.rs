@@ -82,13 +82,23 @@ impl VmxPages {
                 }
             }
         }
-        let [vmcs, msr_bitmap, pml, msr_areas] = pages[..] else { unreachable!("four pages") };
+        let [vmcs, msr_bitmap, pml, msr_areas] = pages[..] else {
+            unreachable!("four pages")
+        };
         let mut memory: &PhysMap = host.memory();
         memory.write_bytes(vmcs, &host.profile().caps.revision_id().to_le_bytes());
         let cleared = host.this_cpu()?.lock().vmclear(vmcs, &mut memory);
-        debug_assert!(cleared.is_ok_and(|o| o.is_success()), "VMCLEAR of our own region");
+        debug_assert!(
+            cleared.is_ok_and(|o| o.is_success()),
+            "VMCLEAR of our own region"
+        );
         fill_msr_bitmap(memory, msr_bitmap);
-        Ok(Self { vmcs, msr_bitmap, pml, msr_areas })
+        Ok(Self {
+            vmcs,
+            msr_bitmap,
+            pml,
+            msr_areas,
+        })
     }
 
     /// Gives the pages back.
@@ -100,8 +110,7 @@ impl VmxPages {
 }
 
 /// MSRs that the guest may read and write without an exit.
-const PASSED_THROUGH: &[u32] =
-    &[0xc000_0100, 0xc000_0101, 0xc000_0102, 0x174, 0x175, 0x176];
+const PASSED_THROUGH: &[u32] = &[0xc000_0100, 0xc000_0101, 0xc000_0102, 0x174, 0x175, 0x176];
 const MSR_TSC: u32 = 0x10;
 
 /// Fills the bitmap with ones, but for the MSRs that pass through and reads of the TSC.
@@ -169,18 +178,30 @@ fn exit_controls(caps: &VmxCapabilities) -> u64 {
     let required = ExitControls::SAVE_DEBUG_CONTROLS
         | ExitControls::ACKNOWLEDGE_INTERRUPT_ON_EXIT
         | ExitControls::HOST_ADDRESS_SPACE_SIZE;
-    adjust(required.bits(), ExitControls::LOAD_IA32_PAT.bits(), caps.exit())
+    adjust(
+        required.bits(),
+        ExitControls::LOAD_IA32_PAT.bits(),
+        caps.exit(),
+    )
 }
 
 fn entry_controls(caps: &VmxCapabilities) -> u64 {
     let required = EntryControls::LOAD_DEBUG_CONTROLS;
-    adjust(required.bits(), EntryControls::LOAD_IA32_PAT.bits(), caps.entry())
+    adjust(
+        required.bits(),
+        EntryControls::LOAD_IA32_PAT.bits(),
+        caps.entry(),
+    )
 }
 
 /// Secondary controls that follow a feature of the guest's CPUID, and whether the control is
 /// there for the feature or against it (`vmx_adjust_sec_exec_feature()`, `..._exiting()`).
 const FEATURE_CONTROLS: &[(SecondaryControls, Feature, bool)] = &[
-    (SecondaryControls::ENABLE_XSAVES_XRSTORS, Feature::Xsaves, true),
+    (
+        SecondaryControls::ENABLE_XSAVES_XRSTORS,
+        Feature::Xsaves,
+        true,
+    ),
     (SecondaryControls::ENABLE_RDTSCP, Feature::Rdtscp, true),
     (SecondaryControls::ENABLE_INVPCID, Feature::Invpcid, true),
     (SecondaryControls::RDRAND_EXITING, Feature::Rdrand, false),
@@ -192,8 +213,12 @@ impl Loaded<'_> {
     pub(crate) fn write_per_cpu_host_state(&mut self, cpu: u32) {
         let area = u64::from(cpu) * host_state::PER_CPU;
         self.vmcs.write(Field::HOST_TR_BASE, host_state::TSS + area);
-        self.vmcs.write(Field::HOST_GDTR_BASE, host_state::GDT + area);
-        self.vmcs.write(Field::HOST_IA32_SYSENTER_ESP, host_state::ENTRY_STACK + area);
+        self.vmcs
+            .write(Field::HOST_GDTR_BASE, host_state::GDT + area);
+        self.vmcs.write(
+            Field::HOST_IA32_SYSENTER_ESP,
+            host_state::ENTRY_STACK + area,
+        );
     }
 
     /// Everything of KVM_CREATE_VCPU between VMPTRLD and `vcpu_put()`.
@@ -210,7 +235,8 @@ impl Loaded<'_> {
         let caps = &host.profile().caps;
         self.vmcs.write(Field::VMREAD_BITMAP_ADDRESS, vmread.0);
         self.vmcs.write(Field::VMWRITE_BITMAP_ADDRESS, vmwrite.0);
-        self.vmcs.write(Field::MSR_BITMAP_ADDRESS, pages.msr_bitmap.0);
+        self.vmcs
+            .write(Field::MSR_BITMAP_ADDRESS, pages.msr_bitmap.0);
         self.vmcs.write(Field::VMCS_LINK_POINTER, u64::MAX);
         self.vmcs.write(Field::PIN_CONTROLS, pin_controls(caps));
         self.state.controls.pin = pin_controls(caps);
@@ -255,14 +281,18 @@ impl Loaded<'_> {
             (Field::VM_FUNCTION_CONTROLS, 0),
             (Field::VM_EXIT_MSR_STORE_COUNT, 0),
             (Field::VM_EXIT_MSR_LOAD_COUNT, 0),
-            (Field::VM_EXIT_MSR_LOAD_ADDRESS, pages.msr_areas.offset(2048).0),
+            (
+                Field::VM_EXIT_MSR_LOAD_ADDRESS,
+                pages.msr_areas.offset(2048).0,
+            ),
             (Field::VM_ENTRY_MSR_LOAD_COUNT, 0),
             (Field::VM_ENTRY_MSR_LOAD_ADDRESS, pages.msr_areas.0),
             (Field::GUEST_IA32_PAT, PAT_RESET),
         ]);
         self.write_exit_controls(exit);
         self.write_entry_controls(entry);
-        self.vmcs.write(Field::CR0_GUEST_HOST_MASK, !CR0_GUEST_OWNED);
+        self.vmcs
+            .write(Field::CR0_GUEST_HOST_MASK, !CR0_GUEST_OWNED);
         self.update_cr4_mask();
         if vpid != 0 {
             self.vmcs.write(Field::VPID, u64::from(vpid));
@@ -351,7 +381,11 @@ impl Loaded<'_> {
         for (control, feature, wanted) in FEATURE_CONTROLS {
             let bit = u64::from(control.bits());
             let has = crate::cpuid::has(&self.state.cpuid, *feature);
-            controls = if has == *wanted { controls | bit } else { controls & !bit };
+            controls = if has == *wanted {
+                controls | bit
+            } else {
+                controls & !bit
+            };
         }
         self.write_secondary_controls(controls);
         self.update_cr4_mask();
