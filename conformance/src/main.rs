@@ -1,3 +1,5 @@
-//! The same guest on the emulator and on /dev/kvm, and where they differ.
+//! The `conformance` command: see the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    conformance::cli::main()
+}

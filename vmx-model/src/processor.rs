@@ -10,12 +10,14 @@
 //! [`crate::precondition`] and after its operands were read. Native code that is root-mode
 //! software (a hypervisor in the same program) calls them directly.
 
+mod entry;
 mod exit;
 mod fields;
 mod init;
 mod invalidate;
 mod state;
 
+pub use entry::{EntryFailed, EntryOutcome};
 pub use exit::Registers;
 pub use fields::Vmread;
 pub use init::InitOutcome;

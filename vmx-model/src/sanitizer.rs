@@ -20,6 +20,7 @@ use self::structures::{Structure, WrittenBy};
 use crate::addr::Hpa;
 use crate::arch::{ArchState, SegmentRegister};
 use crate::capability::VmxCapabilities;
+use crate::error;
 use crate::field::Field;
 use crate::observer::{
     AccessKind, Completion, MemoryAccess, Observer, Operation, StaleTranslation, Transition,
@@ -354,7 +355,17 @@ impl State {
         let was_left = t
             .vmcs
             .is_some_and(|pointer| self.region(pointer).is_left_by_vmxoff);
-        if was_left && t.completion != Completion::Outcome(VmxOutcome::FailInvalid) {
+        let is_launched = match t.completion {
+            Completion::Entered | Completion::EntryFailed(_) | Completion::Aborted(_) => true,
+            Completion::Outcome(VmxOutcome::FailValid(number)) => matches!(
+                number,
+                error::VMRESUME_AFTER_VMXOFF
+                    | error::ENTRY_INVALID_CONTROL
+                    | error::ENTRY_INVALID_HOST_STATE
+            ),
+            _ => false,
+        };
+        if was_left && is_launched {
             let detail = "VMXOFF came between VMLAUNCH and VMRESUME".to_owned();
             self.report(Item::VmresumeAfterVmxoff, t.cpu, t.vmcs, detail);
         }

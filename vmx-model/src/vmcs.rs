@@ -5,6 +5,7 @@
 //! as 0 (SDM Vol. 3C, "Processor-Based VM-Execution Controls"). Which region of memory the data
 //! came from and whether it is current is the business of the processor.
 
+use crate::checks::{self, Check, CleanGroups, EntryEnvironment, FullView, Group};
 use crate::controls::{
     EntryControls, ExitControls, PinControls, ProcControls, SecondaryControls,
     SecondaryExitControls, TertiaryControls, VmFunctionControls,
@@ -28,6 +29,7 @@ use crate::field::{Field, Half};
 #[cfg_attr(feature = "serde", serde(into = "VmcsState", try_from = "VmcsState"))]
 pub struct Vmcs {
     values: [u64; Field::COUNT],
+    clean: CleanGroups,
 }
 
 impl Vmcs {
@@ -36,6 +38,7 @@ impl Vmcs {
     pub const fn new() -> Self {
         Self {
             values: [0; Field::COUNT],
+            clean: CleanGroups::NONE,
         }
     }
 
@@ -52,7 +55,35 @@ impl Vmcs {
     /// judge them; the SDM lets a VMWRITE drop them, as KVM and Bochs do (mask 1F0FFH).
     #[inline]
     pub const fn set(&mut self, field: Field, value: u64) {
-        self.values[field.index()] = value & field.value_mask();
+        let value = value & field.value_mask();
+        let changed = self.values[field.index()] ^ value;
+        if changed != 0 {
+            self.values[field.index()] = value;
+            self.clean.forget(field, changed);
+        }
+    }
+
+    /// Returns the first check of VM entry that does not hold, in the SDM's order.
+    ///
+    /// Groups of checks that held before and of which no field has changed since are not run
+    /// again, but for their checks that look at the processor or at memory; so the VMCS must stay
+    /// with one profile, or [`Vmcs::forget_checks`] be called.
+    #[must_use]
+    pub fn first_failure(&mut self, environment: EntryEnvironment<'_>) -> Option<&'static Check> {
+        let view = FullView::new(self, environment);
+        let (failure, clean) = checks::first_failure(&view, self.clean);
+        self.clean = clean;
+        failure
+    }
+
+    /// Forgets which checks held.
+    pub const fn forget_checks(&mut self) {
+        self.clean = CleanGroups::NONE;
+    }
+
+    /// Returns the groups of checks that need not be run again as they are.
+    pub fn clean_groups(&self) -> impl Iterator<Item = Group> {
+        self.clean.iter()
     }
 
     /// Returns what VMREAD of this part of the field reads.

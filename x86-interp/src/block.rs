@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use vmx_model::addr::Hpa;
@@ -64,7 +64,6 @@ pub(crate) struct Block {
     pub(crate) rip_mask: u64,
     pub(crate) insns: Box<[Insn]>,
     /// The bytes it was decoded from.
-    #[expect(dead_code, reason = "compared when the page's code changes")]
     pub(crate) bytes: Box<[u8]>,
     /// Header and micro-ops; from `Box::into_raw`.
     slots: *mut [Slot],
@@ -77,6 +76,26 @@ impl Block {
     /// Returns the first micro-op.
     pub(crate) fn entry(&self) -> *const Uop {
         self.slots.cast::<Slot>().wrapping_add(1).cast()
+    }
+
+    fn header(&self) -> *mut Header {
+        self.slots.cast()
+    }
+
+    /// Whether the code is as it was when the block was last compared with memory.
+    pub(crate) fn is_valid(&self, epoch: u64) -> bool {
+        // SAFETY: slot 0 is the header, and its page's table outlives the block.
+        unsafe {
+            let header = self.header();
+            let generation = (*(*header).generation).load(Ordering::Acquire);
+            (*header).stamp == generation.wrapping_add(epoch)
+        }
+    }
+
+    /// Notes that the block agreed with memory at this sum of generation and epoch.
+    pub(crate) fn validate(&self, stamp: u64) {
+        // SAFETY: slot 0 is the header; only this processor's thread uses the block.
+        unsafe { (*self.header()).stamp = stamp };
     }
 
     /// Returns the number of instructions.
@@ -97,6 +116,8 @@ impl Drop for Block {
 pub(crate) struct BlockCache {
     blocks: HashMap<Key, Box<Block>, BuildHasherDefault<KeyHasher>>,
     modes: Vec<CodeMode>,
+    /// Blocks that are no more found, but that links may still lead to.
+    retired: Vec<Box<Block>>,
 }
 
 impl BlockCache {
@@ -115,10 +136,23 @@ impl BlockCache {
         self.blocks.get(key).map(|b| &**b)
     }
 
+    /// Drops all blocks. Only between runs of handlers.
+    pub(crate) fn clear(&mut self) {
+        self.blocks.clear();
+        self.retired.clear();
+        self.modes.clear();
+    }
+
+    /// Takes a block out of use.
+    pub(crate) fn retire(&mut self, key: &Key) {
+        self.retired.extend(self.blocks.remove(key));
+    }
+
     /// Adds a block. Only between runs of handlers: it may free other blocks.
     pub(crate) fn insert(&mut self, key: Key, block: Box<Block>) -> &Block {
-        if self.blocks.len() >= MAX_BLOCKS {
+        if self.blocks.len() + self.retired.len() >= MAX_BLOCKS {
             self.blocks.clear();
+            self.retired.clear();
         }
         self.blocks.entry(key).insert_entry(block).into_mut()
     }

@@ -110,4 +110,14 @@ pub trait LocalApic: Send {
     fn has_interrupt(&mut self) -> bool;
     /// Acknowledges the pending external interrupt and returns its vector.
     fn acknowledge(&mut self) -> Option<u8>;
+    /// Reads an x2APIC register by its MSR index; `None` is #GP(0).
+    fn read_x2apic(&mut self, _index: u32) -> Option<u64> {
+        None
+    }
+    /// Writes an x2APIC register by its MSR index; `None` is #GP(0).
+    fn write_x2apic(&mut self, _index: u32, _value: u64) -> Option<()> {
+        None
+    }
+    /// Learns that IA32_TSC_DEADLINE was written; 0 disarms the timer.
+    fn set_tsc_deadline(&mut self, _deadline_tsc: u64) {}
 }

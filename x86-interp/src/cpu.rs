@@ -5,7 +5,7 @@ use std::sync::Arc;
 use iced_x86::{Decoder, DecoderOptions};
 use vmx_model::addr::Linear;
 use vmx_model::arch::{ArchState, Rflags, SegmentRegister};
-use vmx_model::event::Exception;
+use vmx_model::event::{Event, Exception};
 
 use crate::bus::{Bus, Clock, LocalApic};
 use crate::cpuid::{CpuidTable, Feature, Profile};
@@ -13,8 +13,11 @@ use crate::decode;
 use crate::events::Events;
 use crate::exec;
 use crate::fault::{Exec, Fault};
+use crate::flags::LazyFlags;
 use crate::insn::{Insn, Operand, RegisterOffset};
-use crate::mem::phys::PhysMap;
+use crate::mem::phys::{PhysMap, View};
+use crate::mem::tlb::Tlb;
+use crate::mem::translate::CurrentContext;
 use crate::mem::{Access, Privilege};
 use crate::mode::Mode;
 use crate::msr::Msrs;
@@ -22,6 +25,7 @@ use crate::reset::reset_state;
 use crate::run::{Engine, Hot};
 use crate::stop::{Stop, Unimplemented};
 use crate::system::SystemRegisters;
+use crate::vmx::VmxContext;
 use crate::width::Width;
 
 /// General-purpose registers by number, a spare, and the register that is always zero.
@@ -33,6 +37,9 @@ pub struct Cpu {
     /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8-R15, spare, zero.
     pub(crate) gpr: RegisterFile,
     pub(crate) hot: Hot,
+    pub(crate) flags: LazyFlags,
+    pub(crate) tlb: Tlb,
+    pub(crate) current_context: CurrentContext,
     /// The rest of the architectural state. While the processor runs, `rsp` is stale (the register
     /// file has it) and the status flags of `rflags` may be (see [`Cpu::rflags`]).
     pub(crate) state: ArchState,
@@ -40,7 +47,12 @@ pub struct Cpu {
     pub(crate) next_rip: u64,
     /// Events that wait, and blocking of events.
     pub(crate) events: Events,
+    /// The event in delivery: what a second exception is combined with, and what a VM exit reports
+    /// as IDT-vectoring information.
+    pub(crate) delivering: Option<Event>,
     pub(crate) phys: Arc<PhysMap>,
+    /// The memory map as last seen.
+    pub(crate) view: View,
     pub(crate) bus: Box<dyn Bus>,
     pub(crate) clock: Box<dyn Clock>,
     /// System registers outside `state`.
@@ -56,6 +68,8 @@ pub struct Cpu {
     /// Instructions retired since the processor was made.
     pub(crate) retired: u64,
     pub(crate) engine: Engine,
+    /// VMX: the logical processor and what is pending for it.
+    pub(crate) vmx: VmxContext,
 }
 
 impl Cpu {
@@ -65,9 +79,14 @@ impl Cpu {
         Self {
             gpr: [0; 18],
             hot: Hot::default(),
+            flags: LazyFlags::default(),
+            tlb: Tlb::default(),
+            current_context: CurrentContext::default(),
+            view: phys.view(),
             state: reset_state(),
             next_rip: 0,
             events: Events::default(),
+            delivering: None,
             phys,
             bus,
             clock,
@@ -78,6 +97,7 @@ impl Cpu {
             pending_stop: None,
             retired: 0,
             engine: Engine::default(),
+            vmx: VmxContext::default(),
         }
     }
 
@@ -101,6 +121,37 @@ impl Cpu {
     #[must_use]
     pub fn has(&self, feature: Feature) -> bool {
         self.cpuid.features().has(feature)
+    }
+
+    /// Returns RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    #[must_use]
+    pub fn general_registers(&self) -> [u64; 16] {
+        core::array::from_fn(|n| self.gpr[n])
+    }
+
+    /// Replaces RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 to R15.
+    pub fn set_general_registers(&mut self, registers: &[u64; 16]) {
+        self.gpr[..16].copy_from_slice(registers);
+    }
+
+    /// Returns the state that VM entry loads and VM exit saves, RSP and the status flags included.
+    #[must_use]
+    pub fn arch_state(&self) -> ArchState {
+        ArchState {
+            rsp: self.gpr[4],
+            rflags: self.rflags(),
+            ..self.state.clone()
+        }
+    }
+
+    /// Replaces the state that VM entry loads and VM exit saves, unchecked, and forgets all
+    /// translations.
+    pub fn set_arch_state(&mut self, state: &ArchState) {
+        self.state = state.clone();
+        self.gpr[4] = state.rsp;
+        self.next_rip = state.rip;
+        self.set_rflags(state.rflags);
+        self.flush_tlb_all();
     }
 
     /// Returns the operating mode.
@@ -152,17 +203,23 @@ impl Cpu {
     /// Returns RFLAGS with the status flags up to date.
     #[must_use]
     pub fn rflags(&self) -> Rflags {
-        self.state.rflags
+        self.state.rflags.difference(Rflags::STATUS) | self.flags.to_rflags()
     }
 
     /// Replaces RFLAGS as a whole; bit 1 reads as one.
     pub fn set_rflags(&mut self, rflags: Rflags) {
         self.state.rflags = rflags | Rflags::FIXED1;
+        self.flags = LazyFlags::from_rflags(rflags);
     }
 
     /// Replaces those flags of `mask` (status flags only) by the ones in `flags`.
     pub(crate) fn set_status(&mut self, mask: Rflags, flags: Rflags) {
-        self.state.rflags = self.state.rflags.difference(mask) | flags.intersection(mask);
+        let kept = if mask.contains(Rflags::STATUS) {
+            Rflags::empty()
+        } else {
+            self.flags.to_rflags().difference(mask)
+        };
+        self.flags = LazyFlags::from_rflags(kept | flags.intersection(mask));
     }
 
     /// Reads operand `n` of `insn`.
@@ -221,6 +278,7 @@ impl Cpu {
     /// # Errors
     /// What ended the instruction.
     pub fn execute_plain(&mut self) -> Exec {
+        self.refresh_map();
         let insn = self.fetch()?;
         self.next_rip = self.state.rip.wrapping_add(u64::from(insn.length)) & self.rip_mask();
         (insn.plain)(self, &insn)?;

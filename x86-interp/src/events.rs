@@ -1,21 +1,114 @@
-//! What happens between instructions: blocking, pending events, traps.
+//! What happens between instructions: blocking, pending events, traps, breakpoints.
 //!
-//! SDM Vol. 3A, "Prioritization of Concurrent Events", "Masking Exceptions and Interrupts When
-//! Switching Stacks", Vol. 3B, "Debug Exceptions".
+//! SDM Vol. 3A, "Prioritization of Concurrent Events" and "Nonmaskable Interrupt (NMI)", "Masking
+//! Exceptions and Interrupts When Switching Stacks"; Vol. 3B, "Debug Exceptions", "Debug Control
+//! Register (DR7)".
+//!
+//! The run loop calls [`Cpu::attend`] at instruction boundaries. While [`Cpu::needs_step`] holds,
+//! it executes one instruction at a time between [`Cpu::begin_step`] and [`Cpu::end_step`].
 
 use serde::{Deserialize, Serialize};
-use vmx_model::arch::Interruptibility;
+use vmx_model::addr::Linear;
+use vmx_model::arch::{Activity, Cr4, Interruptibility, Rflags};
+use vmx_model::event::{Event, EventType, Exception, vector};
 
-use crate::Cpu;
+use crate::mem::Access;
+use crate::stop::Stop;
+use crate::{Cpu, Exec};
 
-/// Events that wait for an instruction boundary.
+/// Pending debug exceptions: an enabled breakpoint was met (SDM Vol. 3C, "Guest Non-Register
+/// State").
+const ENABLED_BREAKPOINT: u64 = 1 << 12;
+/// Pending debug exceptions and DR6: single step.
+const SINGLE_STEP: u64 = 1 << 14;
+/// DR6: task switch.
+const TASK_SWITCH: u64 = 1 << 15;
+/// The four breakpoints in DR6 and in the pending debug exceptions.
+const BREAKPOINTS: u64 = 0xf;
+/// DR7: the local and global enable bits of the four breakpoints.
+const DR7_ENABLES: u64 = 0xff;
+/// IA32_APIC_BASE: this is the bootstrap processor.
+const APIC_BASE_BSP: u64 = 1 << 8;
+
+/// Blocking that lasts for one instruction.
+const SHADOW: Interruptibility = Interruptibility::STI.union(Interruptibility::MOV_SS);
+
+/// Events that wait for an instruction boundary, and what the instruction in progress has left to
+/// do there.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Events {
     /// Blocking that the instruction in progress starts; it holds for the next one.
     shadow: Interruptibility,
+    /// A non-maskable interrupt waits.
+    nmi: bool,
+    /// The vector of the external interrupt whose line is raised.
+    interrupt_line: Option<u8>,
+    /// INIT waits.
+    init: bool,
+    /// The vector of a start-up IPI that waits.
+    start_up: Option<u8>,
+    /// A task switch met the T flag of the new TSS.
+    task_trap: bool,
+    /// Data and I/O breakpoints that the instruction in progress has met, enabled or not.
+    met: u64,
+    /// How many events have been delivered.
+    deliveries: u64,
+    /// The instruction at RIP is a repeated string instruction that has completed an iteration.
+    pub(crate) is_mid_repeat: bool,
+    /// The instruction in progress has loaded RF.
+    pub(crate) keeps_rf: bool,
+    /// The instruction in progress averts its single-step trap: it has entered a handler.
+    pub(crate) averts_step_trap: bool,
+    /// An IRET that faulted has ended the blocking of NMIs.
+    pub(crate) is_nmi_unblocked: bool,
+}
+
+/// What was true before an instruction in step mode.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    flags: Rflags,
+}
+
+/// Whether the run loop goes on with an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Boundary {
+    /// Nothing is pending: execute.
+    Execute,
+    /// An event was delivered: look around again.
+    Delivered,
+}
+
+impl Events {
+    /// Returns how many events have been delivered since the processor was made.
+    pub(crate) const fn deliveries(&self) -> u64 {
+        self.deliveries
+    }
 }
 
 impl Cpu {
+    /// Makes a non-maskable interrupt pending.
+    pub fn inject_nmi(&mut self) {
+        self.events.nmi = true;
+    }
+
+    /// Raises the external-interrupt line with a vector, or lowers it. With a local APIC attached,
+    /// the APIC's requests come in addition.
+    pub fn set_interrupt_line(&mut self, vector: Option<u8>) {
+        self.events.interrupt_line = vector;
+    }
+
+    /// Makes INIT pending.
+    pub fn signal_init(&mut self) {
+        self.events.init = true;
+    }
+
+    /// Makes a start-up IPI pending; a processor that does not wait for one drops it.
+    pub fn signal_start_up(&mut self, vector: u8) {
+        if self.state.activity == Activity::WaitForSipi || self.events.init {
+            self.events.start_up = Some(vector);
+        }
+    }
+
     /// Blocks events until after the next instruction, by STI or by MOV or POP to SS.
     ///
     /// Of several such instructions in a row only the first one blocks.
@@ -23,5 +116,282 @@ impl Cpu {
         if !self.state.interruptibility.intersects(by) {
             self.events.shadow |= by;
         }
+    }
+
+    /// An event has been delivered: blocking by STI and MOV SS ends, and so does the instruction that
+    /// was in progress.
+    pub(crate) fn end_blocking(&mut self) {
+        self.state.interruptibility.remove(SHADOW);
+        self.events.shadow = Interruptibility::empty();
+        self.events.is_mid_repeat = false;
+        self.events.is_nmi_unblocked = false;
+        self.events.averts_step_trap = true;
+        self.events.deliveries += 1;
+    }
+
+    /// The task that is switched to has the T flag set: #DB before its first instruction.
+    pub(crate) fn set_task_trap(&mut self) {
+        self.events.task_trap = true;
+    }
+
+    /// Delivers at most one event, in the SDM's order of priority.
+    ///
+    /// # Errors
+    /// [`crate::Fault::Stop`] if the processor cannot go on without an event, or as
+    /// [`Self::raise`].
+    pub(crate) fn attend(&mut self) -> Exec<Boundary> {
+        if self.is_quiet() {
+            return Ok(Boundary::Execute);
+        }
+        let boundary = self.attend_in_order()?;
+        self.events.is_mid_repeat = false;
+        Ok(boundary)
+    }
+
+    /// Whether nothing can be pending.
+    fn is_quiet(&self) -> bool {
+        let e = &self.events;
+        let has_interrupt_source = e.interrupt_line.is_some() || self.apic.is_some();
+        !(e.init || e.nmi || e.task_trap || e.is_mid_repeat || has_interrupt_source)
+            && self.delivering.is_none()
+            && self.state.activity == Activity::Active
+            && self.state.pending_debug == 0
+            && self.state.dr7 & DR7_ENABLES == 0
+    }
+
+    fn attend_in_order(&mut self) -> Exec<Boundary> {
+        if let Some(event) = self.delivering {
+            self.deliver(event)?;
+            return Ok(Boundary::Delivered);
+        }
+        const ORDER: [fn(&mut Cpu) -> Exec<Boundary>; 6] = [
+            Cpu::attend_to_init,
+            Cpu::attend_to_traps,
+            Cpu::attend_to_nmi,
+            Cpu::attend_to_interrupt,
+            Cpu::attend_to_activity,
+            Cpu::attend_to_code_breakpoint,
+        ];
+        for attend in ORDER {
+            if attend(self)? == Boundary::Delivered {
+                return Ok(Boundary::Delivered);
+            }
+        }
+        Ok(Boundary::Execute)
+    }
+
+    fn attend_to_init(&mut self) -> Exec<Boundary> {
+        if self.events.init {
+            self.events.init = false;
+            self.init();
+            if self.msrs.apic_base & APIC_BASE_BSP == 0 {
+                self.state.activity = Activity::WaitForSipi;
+            }
+        }
+        if self.state.activity == Activity::WaitForSipi
+            && let Some(vector) = self.events.start_up.take()
+        {
+            self.start_up(vector);
+        }
+        Ok(Boundary::Execute)
+    }
+
+    /// Traps on the previous instruction: single step, data and I/O breakpoints, T flag.
+    fn attend_to_traps(&mut self) -> Exec<Boundary> {
+        let pending = self.state.pending_debug;
+        let is_due = pending & (ENABLED_BREAKPOINT | SINGLE_STEP) != 0 || self.events.task_trap;
+        let is_blocked = self.is_blocked(Interruptibility::MOV_SS) || !self.is_listening();
+        if !is_due || is_blocked {
+            return Ok(Boundary::Execute);
+        }
+        let mut causes = pending & (BREAKPOINTS | SINGLE_STEP);
+        if self.events.task_trap {
+            causes |= TASK_SWITCH;
+        }
+        self.state.pending_debug = 0;
+        self.events.task_trap = false;
+        self.raise(Exception::db(causes))?;
+        Ok(Boundary::Delivered)
+    }
+
+    fn attend_to_nmi(&mut self) -> Exec<Boundary> {
+        let blocking = SHADOW | Interruptibility::NMI;
+        if !self.events.nmi || self.is_blocked(blocking) || !self.is_listening() {
+            return Ok(Boundary::Execute);
+        }
+        self.events.nmi = false;
+        self.deliver(interrupt(vector::NMI, EventType::Nmi))?;
+        Ok(Boundary::Delivered)
+    }
+
+    fn attend_to_interrupt(&mut self) -> Exec<Boundary> {
+        let is_open = self.state.rflags.contains(Rflags::IF) && !self.is_blocked(SHADOW);
+        if !is_open || !self.is_listening() {
+            return Ok(Boundary::Execute);
+        }
+        let Some(vector) = self.acknowledge_interrupt() else {
+            return Ok(Boundary::Execute);
+        };
+        self.deliver(interrupt(vector, EventType::ExternalInterrupt))?;
+        Ok(Boundary::Delivered)
+    }
+
+    /// Takes the vector of the external interrupt with the highest priority.
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        let line = self.events.interrupt_line.take();
+        line.or_else(|| {
+            let apic = self.apic.as_mut()?;
+            apic.has_interrupt().then(|| apic.acknowledge()).flatten()
+        })
+    }
+
+    /// Whether the activity state lets events through.
+    fn is_listening(&self) -> bool {
+        matches!(self.state.activity, Activity::Active | Activity::Hlt)
+    }
+
+    fn is_blocked(&self, by: Interruptibility) -> bool {
+        self.state.interruptibility.intersects(by)
+    }
+
+    fn attend_to_activity(&mut self) -> Exec<Boundary> {
+        match self.state.activity {
+            Activity::Active => Ok(Boundary::Execute),
+            Activity::Shutdown => Err(self.stop(Stop::Shutdown)),
+            Activity::Hlt | Activity::WaitForSipi => Err(self.stop(Stop::Halt)),
+        }
+    }
+
+    /// Instruction breakpoints: a fault before the instruction, unless RF is set.
+    fn attend_to_code_breakpoint(&mut self) -> Exec<Boundary> {
+        let is_armed = self.state.dr7 & DR7_ENABLES != 0;
+        let is_blocked = self.is_blocked(Interruptibility::MOV_SS);
+        if !is_armed || is_blocked || self.state.rflags.contains(Rflags::RF) {
+            return Ok(Boundary::Execute);
+        }
+        let met = self.breakpoints_met(self.linear_rip(), 1, Watch::Execute);
+        if met & self.breakpoints_enabled() == 0 {
+            return Ok(Boundary::Execute);
+        }
+        self.raise(Exception::db(met))?;
+        Ok(Boundary::Delivered)
+    }
+
+    /// Whether instructions have to be executed one by one.
+    pub(crate) fn needs_step(&self) -> bool {
+        self.state.rflags.intersects(Rflags::TF | Rflags::RF)
+            || self.state.dr7 & DR7_ENABLES != 0
+            || self.is_blocked(SHADOW)
+    }
+
+    /// Prepares for one instruction in step mode.
+    pub(crate) fn begin_step(&mut self) -> Step {
+        self.events.met = 0;
+        self.events.keeps_rf = false;
+        self.events.averts_step_trap = false;
+        Step {
+            flags: self.state.rflags,
+        }
+    }
+
+    /// Finishes an instruction of step mode that has completed, or an iteration of it.
+    pub(crate) fn end_step(&mut self, step: Step) {
+        self.commit_shadow();
+        if step.flags.contains(Rflags::RF) && !self.events.keeps_rf && !self.events.is_mid_repeat {
+            self.state.rflags.remove(Rflags::RF);
+        }
+        if step.flags.contains(Rflags::TF) && !self.events.averts_step_trap {
+            self.state.pending_debug |= SINGLE_STEP;
+        }
+        let met = core::mem::take(&mut self.events.met);
+        if met & self.breakpoints_enabled() != 0 {
+            self.state.pending_debug |= met | ENABLED_BREAKPOINT;
+        }
+    }
+
+    /// An instruction has completed: the blocking that was in effect for it ends, the blocking
+    /// that it started begins.
+    pub(crate) fn commit_shadow(&mut self) {
+        let shadow = core::mem::take(&mut self.events.shadow);
+        self.state.interruptibility = self.state.interruptibility.difference(SHADOW) | shadow;
+    }
+
+    /// Returns the breakpoints that DR7 enables, locally or globally, as bits 3:0.
+    fn breakpoints_enabled(&self) -> u64 {
+        let pairs = self.state.dr7 | self.state.dr7 >> 1;
+        (0..4).fold(0, |all, n| all | (pairs >> (2 * n) & 1) << n)
+    }
+
+    /// Returns the breakpoints, enabled or not, whose address and kind an access meets.
+    fn breakpoints_met(&self, at: Linear, bytes: u64, watch: Watch) -> u64 {
+        let mut met = 0;
+        for n in 0..4_usize {
+            let control = self.state.dr7 >> (16 + 4 * n);
+            let length = LENGTHS[(control >> 2 & 3) as usize];
+            let first = self.system.breakpoints[n] & !(length - 1);
+            let is_near = at.0.wrapping_sub(first) < length || first.wrapping_sub(at.0) < bytes;
+            if is_near && self.watches(control & 3, watch) {
+                met |= 1 << n;
+            }
+        }
+        met
+    }
+
+    /// Whether a breakpoint with this R/W field looks at this kind of access.
+    fn watches(&self, read_write: u64, watch: Watch) -> bool {
+        match (read_write, watch) {
+            (0, Watch::Execute) | (1, Watch::Write) | (3, Watch::Read | Watch::Write) => true,
+            (2, Watch::Port) => self.state.cr4.contains(Cr4::DE),
+            _ => false,
+        }
+    }
+
+    /// Notes a data access by the instruction in progress.
+    #[inline(always)]
+    pub(crate) fn note_data_access(&mut self, at: Linear, bytes: usize, access: Access) {
+        if self.state.dr7 & DR7_ENABLES != 0 {
+            self.note_watched(at, bytes, access);
+        }
+    }
+
+    #[cold]
+    fn note_watched(&mut self, at: Linear, bytes: usize, access: Access) {
+        let watch = match access {
+            Access::Read => Watch::Read,
+            Access::Write => Watch::Write,
+            Access::Execute => return,
+        };
+        self.events.met |= self.breakpoints_met(at, bytes as u64, watch);
+    }
+
+    /// Notes a port access by the instruction in progress: I/O breakpoints.
+    #[expect(dead_code, reason = "the port instructions are not there yet")]
+    pub(crate) fn note_port_access(&mut self, port: u16, bytes: usize) {
+        if self.state.dr7 & DR7_ENABLES != 0 {
+            let at = Linear(u64::from(port));
+            self.events.met |= self.breakpoints_met(at, bytes as u64, Watch::Port);
+        }
+    }
+}
+
+/// What a breakpoint looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Watch {
+    Execute,
+    Read,
+    Write,
+    Port,
+}
+
+/// Lengths of the four values of DR7.LEN.
+const LENGTHS: [u64; 4] = [1, 2, 8, 4];
+
+const fn interrupt(vector: u8, kind: EventType) -> Event {
+    Event {
+        vector,
+        kind,
+        error_code: None,
+        instruction_length: 0,
+        payload: 0,
     }
 }

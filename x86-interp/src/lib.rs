@@ -14,20 +14,27 @@ pub mod bus;
 pub mod cpu;
 pub mod cpuid;
 pub(crate) mod decode;
+pub(crate) mod deliver;
 pub(crate) mod descriptor;
 pub mod events;
 pub(crate) mod exec;
 pub mod fault;
+pub(crate) mod flags;
 pub mod insn;
 pub mod mem;
 pub mod mode;
 pub mod msr;
+pub mod registers;
 pub(crate) mod reset;
 pub mod run;
 pub(crate) mod segmentation;
 pub mod stop;
 pub mod system;
+pub(crate) mod task;
+#[cfg(test)]
+pub(crate) mod test_cpu;
 pub(crate) mod uop;
+pub mod vmx;
 pub mod width;
 pub mod xstate;
 

@@ -8,15 +8,15 @@
 #![expect(unsafe_code, reason = "entry into micro-op handlers")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use vmx_model::arch::{Activity, Rflags, SegmentRegister};
-use vmx_model::event::Exception;
+use vmx_model::arch::SegmentRegister;
 
 use crate::block::{self, Block, BlockCache, CodeMode, Key};
+use crate::events::Boundary;
 use crate::fault::{Exec, Fault};
 use crate::mem::{Access, Privilege};
-use crate::stop::{Stop, Unimplemented};
+use crate::stop::Stop;
 use crate::uop::{self, Left};
 use crate::{Cpu, mode::Mode};
 
@@ -25,6 +25,10 @@ const KICK: i64 = i64::MAX;
 
 /// The value of [`Hot::limit`] that makes the run loop look for events.
 const ATTENTION: i64 = i64::MAX - 1;
+
+/// How often a block is built anew while somebody else changes its bytes; then its first
+/// instruction is executed outside of blocks.
+const REBUILDS: usize = 4;
 
 /// Registers of the run loop that micro-ops use at every block.
 pub(crate) struct Hot {
@@ -36,7 +40,6 @@ pub(crate) struct Hot {
     /// The number of retired instructions when `budget` is used up.
     pub(crate) end: u64,
     /// Moves when code may have changed without a store of this processor.
-    #[expect(dead_code, reason = "outside writers are not there yet")]
     pub(crate) epoch: u64,
     /// Whether the current instruction wrote to a line that holds decoded code.
     pub(crate) code_written: bool,
@@ -98,29 +101,24 @@ impl Cpu {
     /// Runs until something stops the processor, at most `budget` instructions.
     pub fn run(&mut self, budget: u64) -> Stop {
         let end = self.retired.saturating_add(budget.min(i64::MAX as u64 / 2));
+        self.outside_may_have_written();
+        let deliveries = self.events.deliveries().saturating_add(budget);
         loop {
-            if let Err(fault) = self.run_once(end) {
-                match fault {
-                    Fault::Stop => return self.take_stop(),
-                    Fault::VmExit => return Stop::VmExit,
-                    Fault::Exception(exception) => {
-                        if self.raise(exception).is_err() {
-                            return self.take_stop();
-                        }
-                    }
-                }
+            // An endless row of faulting handlers retires nothing.
+            if self.events.deliveries() > deliveries {
+                return Stop::Budget;
+            }
+            let mut result = self.run_once(end);
+            if let Err(Fault::Exception(exception)) = result {
+                result = self.raise(exception);
+            }
+            if let Err(Fault::VmExit) = result {
+                result = self.complete_vm_exit();
+            }
+            if result.is_err() {
+                return self.take_stop();
             }
         }
-    }
-
-    /// Delivers what the instruction at RIP raised.
-    fn raise(&mut self, _: Exception) -> Exec {
-        let rip = self.state.rip;
-        Err(self.stop(Stop::Unimplemented(Unimplemented {
-            rip,
-            bytes: [0; 15],
-            length: 0,
-        })))
     }
 
     fn take_stop(&mut self) -> Stop {
@@ -129,9 +127,25 @@ impl Cpu {
 
     /// Handles what is pending at this instruction boundary, then runs blocks.
     fn run_once(&mut self, end: u64) -> Exec {
+        self.hot.code_written = false;
         self.look_around(end)?;
+        if self.attend()? == Boundary::Delivered {
+            return Ok(());
+        }
+        if !self.needs_step() {
+            self.run_blocks(end, false)?;
+            self.commit_shadow();
+            return Ok(());
+        }
+        let step = self.begin_step();
+        self.run_blocks(end, true)?;
+        self.end_step(step);
+        Ok(())
+    }
+
+    /// Runs blocks from RIP until they leave.
+    fn run_blocks(&mut self, end: u64, is_step: bool) -> Exec {
         let left = end.wrapping_sub(self.retired) as i64;
-        let is_step = self.needs_step();
         let mut block = self.find_block(is_step)?;
         // SAFETY: the cache owns the block until the next call of `find_block`.
         if block.is_some_and(|b| unsafe { (*b).count() } as i64 > left) {
@@ -153,6 +167,12 @@ impl Cpu {
         }
     }
 
+    /// Notes that memory may have been written other than by a processor: decoded code is compared
+    /// with memory before it runs again.
+    pub(crate) fn outside_may_have_written(&mut self) {
+        self.hot.epoch = self.hot.epoch.wrapping_add(1);
+    }
+
     /// Looks for kicks, stops, events and the end of the budget.
     fn look_around(&mut self, end: u64) -> Exec {
         if self.hot.limit.load(Ordering::Relaxed) != 0
@@ -160,13 +180,9 @@ impl Cpu {
         {
             return Err(self.stop(Stop::Kick));
         }
+        self.refresh_map();
         if self.pending_stop.is_some() {
             return Err(Fault::Stop);
-        }
-        match self.state.activity {
-            Activity::Active => {}
-            Activity::Shutdown => return Err(self.stop(Stop::Shutdown)),
-            Activity::Hlt | Activity::WaitForSipi => return Err(self.stop(Stop::Halt)),
         }
         if self.retired >= end {
             return Err(self.stop(Stop::Budget));
@@ -174,12 +190,7 @@ impl Cpu {
         Ok(())
     }
 
-    /// Whether instructions have to be executed one by one.
-    fn needs_step(&self) -> bool {
-        self.state.rflags.contains(Rflags::TF)
-    }
-
-    /// Returns the block at RIP; `None` if the instruction there cannot be in a block.
+    /// Returns the block at RIP, valid now; `None` if the instruction there cannot be in a block.
     fn find_block(&mut self, is_step: bool) -> Exec<Option<*const Block>> {
         let rip = self.state.rip;
         let linear = self.linear(SegmentRegister::Cs, rip, 1, Access::Execute)?;
@@ -190,18 +201,41 @@ impl Cpu {
             rip,
             mode: self.engine.blocks.mode_number(&mode),
         };
-        if let Some(block) = self.engine.blocks.get(&key) {
+        let epoch = self.hot.epoch;
+        if let Some(block) = self.engine.blocks.get(&key)
+            && block.is_valid(epoch)
+        {
             return Ok(Some(block));
         }
-        if self.phys.host_page(address).is_none() {
-            return Ok(None);
+        Ok(self.validate_block(key, &mode))
+    }
+
+    /// Compares the block of `key` with memory, and builds it if it is not there or differs.
+    #[cold]
+    fn validate_block(&mut self, key: Key, mode: &CodeMode) -> Option<*const Block> {
+        for _ in 0..REBUILDS {
+            if self.engine.blocks.get(&key).is_none() {
+                let ram = self.view.page(key.address)?;
+                let mut bytes = [0; 4096];
+                let bytes = &mut bytes[key.address.page_offset() as usize..];
+                ram.read(key.address.page_offset(), bytes);
+                let block = block::build(key.rip, mode, bytes, ram.code.generation())?;
+                self.engine.blocks.insert(key, block);
+            }
+            let block = self.engine.blocks.get(&key)?;
+            let ram = self.view.page(key.address)?;
+            let (offset, length) = (key.address.page_offset(), block.bytes.len());
+            if ram.code.mark(offset, length) {
+                self.tlb.protect_host_page(ram.host.as_ptr() as u64);
+            }
+            let generation = ram.code.generation().load(Ordering::SeqCst);
+            if ram.holds(offset, &block.bytes) {
+                block.validate(self.hot.epoch.wrapping_add(generation));
+                return Some(block);
+            }
+            self.engine.blocks.retire(&key);
         }
-        let mut bytes = [0; 4096];
-        let rest = &mut bytes[..4096 - address.page_offset() as usize];
-        self.phys.read_bytes(address, rest);
-        static NEVER: AtomicU64 = AtomicU64::new(0);
-        let built = block::build(rip, &mode, rest, &NEVER);
-        Ok(built.map(|b| core::ptr::from_ref(self.engine.blocks.insert(key, b))))
+        None
     }
 
     /// Returns what code at RIP has to be decoded for.
@@ -225,3 +259,6 @@ const _: () = {
     const fn is_send<T: Send>() {}
     is_send::<Cpu>();
 };
+
+#[cfg(test)]
+mod tests;

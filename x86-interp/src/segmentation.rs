@@ -152,6 +152,15 @@ impl Cpu {
         self.change_type(selector, |byte| byte & !((TSS_BUSY >> 40) as u8))
     }
 
+    /// Takes the fault that a change of the type of the descriptor of `selector` would take.
+    pub(crate) fn probe_type_change(&mut self, selector: Selector) -> Exec {
+        let at = self
+            .descriptor_address(selector, 8, Exception::gp)?
+            .offset(5);
+        self.translate(at, Access::Write, Privilege::Supervisor)?;
+        Ok(())
+    }
+
     fn change_type(&mut self, selector: Selector, change: impl Fn(u8) -> u8) -> Exec {
         let at = self
             .descriptor_address(selector, 8, Exception::gp)?
@@ -181,7 +190,7 @@ impl Cpu {
             (Mode::Virtual8086, _) => Ok(virtual_8086_segment(selector.0)),
             (_, SegmentRegister::Ss) => self.stack_segment_for(selector),
             _ if selector.is_null() => Ok(null_segment(selector)),
-            _ => self.data_segment_for(selector, self.cpl()),
+            _ => self.data_segment_at(selector, self.cpl(), Exception::gp),
         }
     }
 
@@ -233,10 +242,23 @@ impl Cpu {
         self.accessed(selector, descriptor)
     }
 
-    /// DS, ES, FS or GS with a selector that is not null, at privilege level `cpl`.
-    pub(crate) fn data_segment_for(&mut self, selector: Selector, cpl: u8) -> Exec<Segment> {
-        let descriptor = self.descriptor(selector, Exception::gp)?;
-        check_data_segment(selector, descriptor, cpl, Exception::gp)?;
+    /// DS, ES, FS or GS with a selector that is not null, at privilege level `cpl`; a wrong one is
+    /// reported by `fault`, one that is not present by #NP.
+    pub(crate) fn data_segment_at(
+        &mut self,
+        selector: Selector,
+        cpl: u8,
+        fault: Selected,
+    ) -> Exec<Segment> {
+        let descriptor = self.descriptor(selector, fault)?;
+        let rights = descriptor.access();
+        let is_reachable = rights.is_conforming() || rights.dpl() >= cpl.max(selector.rpl());
+        if !rights.is_readable() || !is_reachable {
+            return Err(fault(selector.error_code()).into());
+        }
+        if !rights.is_present() {
+            return Err(Exception::np(selector.error_code()).into());
+        }
         self.accessed(selector, descriptor)
     }
 
@@ -291,22 +313,4 @@ impl Cpu {
     fn is_canonical_base(&self, descriptor: Descriptor) -> bool {
         !self.mode().is_ia32e() || self.is_canonical(descriptor.base())
     }
-}
-
-/// The checks on a descriptor for DS, ES, FS or GS, but those of its selector.
-pub(crate) fn check_data_segment(
-    selector: Selector,
-    descriptor: Descriptor,
-    cpl: u8,
-    fault: Selected,
-) -> Exec {
-    let rights = descriptor.access();
-    let is_reachable = rights.is_conforming() || rights.dpl() >= cpl.max(selector.rpl());
-    if !rights.is_readable() || !is_reachable {
-        return Err(fault(selector.error_code()).into());
-    }
-    if !rights.is_present() {
-        return Err(Exception::np(selector.error_code()).into());
-    }
-    Ok(())
 }

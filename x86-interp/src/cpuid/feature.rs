@@ -198,6 +198,7 @@ fn requirement(set: CpuidFeature) -> Requirement {
             | S::MULTIBYTENOP
             | S::PAUSE
             | S::RDPMC
+            | S::SMM
             | S::CET_IBT
             | S::WBNOINVD
             | S::PREFETCHWT1

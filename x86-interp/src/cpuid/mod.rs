@@ -11,6 +11,7 @@ pub use profile::Profile;
 pub(crate) use profile::subleaf;
 
 use serde::{Deserialize, Serialize};
+use vmx_model::arch::{CpuFacts, Cr4, Efer};
 
 /// One leaf or subleaf of CPUID.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,4 +146,81 @@ impl CpuidTable {
         }
         self.find(highest(0), index).copied().unwrap_or(asked)
     }
+
+    /// Returns the width of the widest linear address: 48, or 57 with LA57.
+    #[must_use]
+    pub const fn linear_address_bits(&self) -> u8 {
+        if self.features.has(Feature::La57) {
+            57
+        } else {
+            48
+        }
+    }
+
+    /// Returns the bits of CR4 that may be set.
+    #[must_use]
+    pub fn cr4_supported(&self) -> Cr4 {
+        let offered = CR4_FEATURES.iter().filter(|row| self.features.has(row.1));
+        offered.fold(Cr4::PCE, |bits, row| bits | row.0)
+    }
+
+    /// Returns the bits of IA32_EFER that may be set.
+    #[must_use]
+    pub fn efer_supported(&self) -> Efer {
+        let offered = EFER_FEATURES.iter().filter(|row| self.features.has(row.1));
+        offered.fold(Efer::empty(), |bits, row| bits | row.0)
+    }
+
+    /// Returns what a VMX model has to know about this processor.
+    #[must_use]
+    pub fn facts(&self) -> CpuFacts {
+        CpuFacts {
+            physical_address_bits: self.physical_address_bits,
+            linear_address_bits: self.linear_address_bits(),
+            cr4_supported: self.cr4_supported(),
+            efer_supported: self.efer_supported(),
+            debugctl_supported: crate::msr::DEBUGCTL_SUPPORTED,
+            perf_global_ctrl_supported: 0,
+            has_rtm: self.features.has(Feature::Rtm),
+            has_sgx: false,
+            has_long_mode: self.features.has(Feature::LongMode),
+        }
+    }
 }
+
+/// The bits of CR4 and the features that bring them. CR4.PCE is always there.
+const CR4_FEATURES: &[(Cr4, Feature)] = &[
+    (Cr4::VME, Feature::Vme),
+    (Cr4::PVI, Feature::Vme),
+    (Cr4::TSD, Feature::Tsc),
+    (Cr4::DE, Feature::De),
+    (Cr4::PSE, Feature::Pse),
+    (Cr4::PAE, Feature::Pae),
+    (Cr4::MCE, Feature::Mce),
+    (Cr4::PGE, Feature::Pge),
+    (Cr4::OSFXSR, Feature::Fxsr),
+    (Cr4::OSXMMEXCPT, Feature::Sse),
+    (Cr4::UMIP, Feature::Umip),
+    (Cr4::LA57, Feature::La57),
+    (Cr4::VMXE, Feature::Vmx),
+    (Cr4::SMXE, Feature::Smx),
+    (Cr4::FSGSBASE, Feature::Fsgsbase),
+    (Cr4::PCIDE, Feature::Pcid),
+    (Cr4::OSXSAVE, Feature::Xsave),
+    (Cr4::SMEP, Feature::Smep),
+    (Cr4::SMAP, Feature::Smap),
+    (Cr4::PKE, Feature::Pku),
+    (Cr4::CET, Feature::CetSs),
+    (Cr4::PKS, Feature::Pks),
+];
+
+/// The bits of IA32_EFER and the features that bring them.
+const EFER_FEATURES: &[(Efer, Feature)] = &[
+    (Efer::SCE, Feature::Syscall),
+    (Efer::LME, Feature::LongMode),
+    (Efer::LMA, Feature::LongMode),
+    (Efer::NXE, Feature::Nx),
+];
+
+#[cfg(test)]
+mod tests;

@@ -88,6 +88,7 @@ const SYSTEM: &[Feature] = &[
     F::Rdtscp,
     F::InvariantTsc,
     F::Cldemote,
+    F::La57,
 ];
 
 /// Integer instruction sets.
@@ -102,8 +103,8 @@ const INTEGER: &[Feature] = &[
     F::Movdiri,
 ];
 
-/// Paging extensions that software must ask for.
-const LARGE: &[Feature] = &[F::La57, F::Pks];
+/// System features that Linux does not offer to guests.
+const RARE: &[Feature] = &[F::Pks];
 
 /// Vector instruction sets, most of which stop with `Stop::Unimplemented` today.
 const VECTOR: &[Feature] = &[
@@ -126,13 +127,13 @@ impl Profile {
         name: "default",
         features: &[P6, X86_64, SYSTEM, INTEGER],
         physical_address_bits: 46,
-        linear_address_bits: 48,
+        linear_address_bits: 57,
     };
-    /// The default and 5-level paging, protection keys for supervisor pages, and the vector
-    /// instruction sets that this crate knows by name.
+    /// The default, protection keys for supervisor pages, and the vector instruction sets that this
+    /// crate knows by name.
     pub const EVERYTHING: Self = Self {
         name: "everything",
-        features: &[P6, X86_64, SYSTEM, INTEGER, LARGE, VECTOR],
+        features: &[P6, X86_64, SYSTEM, INTEGER, RARE, VECTOR],
         physical_address_bits: 52,
         linear_address_bits: 57,
     };

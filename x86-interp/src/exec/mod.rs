@@ -6,17 +6,28 @@
 mod arithmetic;
 mod bcd;
 mod bit;
+mod common;
 mod condition;
 mod control;
+mod control_register;
+mod cpuid;
+mod debug_register;
+mod far;
+mod fast_call;
 mod flags;
 mod form;
+mod interrupt;
+pub(crate) mod iret;
 mod logic;
+mod msr;
 mod nothing;
 pub(crate) mod segment;
 mod shift;
 mod stack;
 mod string;
+mod time;
 mod transfer;
+mod vmx;
 
 use iced_x86::Code;
 
@@ -49,6 +60,10 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     bit::lookup,
     logic::lookup,
     segment::lookup,
+    far::lookup,
+    iret::lookup,
+    interrupt::lookup,
+    fast_call::lookup,
     shift::lookup,
     transfer::lookup,
     string::lookup,
@@ -58,6 +73,12 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     control::lookup,
     condition::lookup,
     bcd::lookup,
+    vmx::lookup,
+    control_register::lookup,
+    debug_register::lookup,
+    cpuid::lookup,
+    msr::lookup,
+    time::lookup,
 ];
 
 /// Returns who executes an instruction; `None` if nobody does yet.

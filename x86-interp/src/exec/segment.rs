@@ -1,8 +1,8 @@
 //! Segment-register and descriptor-table instructions.
 //!
-//! SDM Vol. 1, "Segment Register Instructions", "System Instructions"; Vol. 2: MOV (to and from a
-//! segment register), POP, PUSH, LDS/LES/LFS/LGS/LSS, LLDT, LTR, SLDT, STR, LGDT, LIDT, SGDT,
-//! SIDT, LAR, LSL, VERR, VERW, ARPL, SWAPGS, RDFSBASE/RDGSBASE/WRFSBASE/WRGSBASE.
+//! SDM Vol. 1, "Segment Register Instructions", "System Instructions"; Vol. 2: MOV (to a segment
+//! register), POP, LDS/LES/LFS/LGS/LSS, LLDT, LTR, SLDT, STR, LGDT, LIDT, SGDT,
+//! SIDT, LAR, LSL, VERR, VERW, ARPL, RDFSBASE/RDGSBASE/WRFSBASE/WRGSBASE.
 
 use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::{Cr4, DescriptorTable, Interruptibility, Rflags, SegmentRegister};
@@ -21,10 +21,6 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
         Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
             (mov_to_segment, Traits::ENDS_BLOCK)
         }
-        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
-            (mov_from_segment, Traits::empty())
-        }
-        _ if is_push_of_segment(code) => (push_segment, Traits::empty()),
         _ if is_pop_of_segment(code) => (pop_segment, Traits::ENDS_BLOCK),
         _ => match code.mnemonic() {
             Lds => (lds, Traits::ENDS_BLOCK),
@@ -53,26 +49,6 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
         },
     };
     Some(Row { plain, traits })
-}
-
-fn is_push_of_segment(code: Code) -> bool {
-    matches!(
-        code,
-        Code::Pushw_ES
-            | Code::Pushd_ES
-            | Code::Pushw_CS
-            | Code::Pushd_CS
-            | Code::Pushw_SS
-            | Code::Pushd_SS
-            | Code::Pushw_DS
-            | Code::Pushd_DS
-            | Code::Pushw_FS
-            | Code::Pushd_FS
-            | Code::Pushq_FS
-            | Code::Pushw_GS
-            | Code::Pushd_GS
-            | Code::Pushq_GS
-    )
 }
 
 fn is_pop_of_segment(code: Code) -> bool {
@@ -117,34 +93,12 @@ fn mov_to_segment(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
-/// MOV r/m, Sreg: zero-extended to the operand size in a register, 16 bits in memory.
-fn mov_from_segment(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let selector = cpu.read::<u16>(insn, 1)?;
-    write_selector(cpu, insn, selector)
-}
-
 fn write_selector(cpu: &mut Cpu, insn: &Insn, selector: u16) -> Exec {
     match (insn.operands[0], insn.operand_bytes) {
         (Operand::Register(_), 4) => cpu.write(insn, 0, u32::from(selector)),
         (Operand::Register(_), 8) => cpu.write(insn, 0, u64::from(selector)),
         _ => cpu.write(insn, 0, selector),
     }
-}
-
-/// PUSH Sreg: the stack pointer moves by the operand size; a 32-bit push writes only the selector.
-fn push_segment(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    let selector = cpu.read::<u16>(insn, 0)?;
-    let mut stack = cpu.stack();
-    match insn.operand_bytes {
-        4 => {
-            // Choice: as on current processors, 16 bits are written; the upper half stays.
-            stack.move_by(2_u64.wrapping_neg());
-            cpu.push_frame(&mut stack, 2, &[u64::from(selector)])?;
-        }
-        bytes => cpu.push_frame(&mut stack, bytes, &[u64::from(selector)])?,
-    }
-    cpu.set_stack_pointer(&stack);
-    Ok(())
 }
 
 /// POP Sreg.

@@ -6,7 +6,7 @@
 use vmx_model::addr::{Hpa, Linear};
 use vmx_model::arch::SegmentRegister;
 
-use super::phys::Protection;
+use super::phys::{Protection, piece};
 use super::{Access, Privilege};
 use crate::insn::Insn;
 use crate::width::Width;
@@ -69,6 +69,18 @@ impl Cpu {
         access: Access,
         privilege: Privilege,
     ) -> Exec<W> {
+        if privilege == Privilege::Current {
+            self.note_data_access(linear, W::BYTES, access);
+            let context = self.context();
+            let known = match access {
+                Access::Read => self.tlb.read(linear.0, context),
+                Access::Write => self.tlb.read_for_update(linear.0, context),
+                Access::Execute => None,
+            };
+            if let Some(value) = known {
+                return Ok(value);
+            }
+        }
         let mut bytes = [0; 8];
         self.load_bytes_linear(linear, &mut bytes[..W::BYTES], access, privilege)?;
         Ok(W::from_le_slice(&bytes))
@@ -81,6 +93,17 @@ impl Cpu {
         value: W,
         privilege: Privilege,
     ) -> Exec {
+        if privilege == Privilege::Current {
+            self.note_data_access(linear, W::BYTES, Access::Write);
+            let context = self.context();
+            if self.tlb.write(linear.0, context, value) {
+                return Ok(());
+            }
+            if let Some(hit) = self.tlb.write_beside_code(linear.0, context, value) {
+                self.hot.code_written |= hit;
+                return Ok(());
+            }
+        }
         let bytes = value.to_u64().to_le_bytes();
         self.store_bytes_linear(linear, &bytes[..W::BYTES], privilege)
     }
@@ -93,6 +116,7 @@ impl Cpu {
         access: Access,
         privilege: Privilege,
     ) -> Exec {
+        self.note_data_access(linear, bytes.len(), access);
         for (from, to) in pages(linear, bytes.len()) {
             self.translate(linear.offset(from as u64), access, privilege)?;
             debug_assert!(from < to);
@@ -111,6 +135,7 @@ impl Cpu {
         bytes: &[u8],
         privilege: Privilege,
     ) -> Exec {
+        self.note_data_access(linear, bytes.len(), Access::Write);
         for (from, _) in pages(linear, bytes.len()) {
             self.translate(linear.offset(from as u64), Access::Write, privilege)?;
         }
@@ -121,25 +146,15 @@ impl Cpu {
         Ok(())
     }
 
-    /// Translates a linear address through paging (and EPT).
-    pub(crate) fn translate(
-        &mut self,
-        linear: Linear,
-        access: Access,
-        privilege: Privilege,
-    ) -> Exec<Hpa> {
-        Ok(self.walk(linear, access, privilege)?.physical)
-    }
-
     /// Reads inside one physical page, from RAM or the bus.
     fn load_physical(&mut self, at: Hpa, bytes: &mut [u8]) -> Exec {
-        if self.phys.host_page(at).is_some() {
-            self.phys.read_bytes(at, bytes);
+        if let Some(ram) = self.view.page(at) {
+            ram.read(at.page_offset(), bytes);
             return Ok(());
         }
         let mut done = 0;
         while done < bytes.len() {
-            let size = piece(at.0 + done as u64, bytes.len() - done);
+            let size = piece(bytes.len() - done);
             let value = self.bus.memory_read(at.offset(done as u64), size);
             let value = value.map_err(|_| self.suspend())?;
             bytes[done..done + size].copy_from_slice(&value.to_le_bytes()[..size]);
@@ -150,17 +165,15 @@ impl Cpu {
 
     /// Writes inside one physical page, to RAM or the bus.
     fn store_physical(&mut self, at: Hpa, bytes: &[u8]) -> Exec {
-        if self
-            .phys
-            .host_page(at)
-            .is_some_and(|p| p.protection == Protection::ReadWrite)
+        if let Some(ram) = self.view.page(at)
+            && ram.protection == Protection::ReadWrite
         {
-            self.phys.write_bytes(at, bytes);
+            self.hot.code_written |= ram.write(at.page_offset(), bytes);
             return Ok(());
         }
         let mut done = 0;
         while done < bytes.len() {
-            let size = piece(at.0 + done as u64, bytes.len() - done);
+            let size = piece(bytes.len() - done);
             let mut word = [0; 8];
             word[..size].copy_from_slice(&bytes[done..done + size]);
             let answer =
@@ -195,14 +208,4 @@ fn pages(linear: Linear, length: usize) -> impl Iterator<Item = (usize, usize)> 
         from = to;
         Some(range)
     })
-}
-
-/// Returns the largest bus access of 8, 4, 2 or 1 bytes that fits `left`.
-fn piece(_at: u64, left: usize) -> usize {
-    match left {
-        8.. => 8,
-        4..8 => 4,
-        2..4 => 2,
-        _ => 1,
-    }
 }

@@ -4,9 +4,12 @@
 //! performs loads and stores, `phys` holds the synthetic physical address space.
 
 pub(crate) mod access;
+pub(crate) mod code;
 pub mod phys;
 pub(crate) mod segment;
 pub(crate) mod stack;
+pub(crate) mod tlb;
+pub(crate) mod translate;
 mod update;
 pub(crate) mod walk;
 

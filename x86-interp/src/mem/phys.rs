@@ -14,6 +14,9 @@ use std::sync::{Arc, RwLock};
 use vmx_model::addr::Hpa;
 use vmx_model::memory::PhysicalMemory;
 
+use super::code::{CodePage, CodeTable};
+use super::tlb::{read_host, write_host};
+
 const PAGE: u64 = 4096;
 
 /// Zeroed, page-aligned host memory that this crate owns.
@@ -76,6 +79,7 @@ pub struct Region {
     bytes: u64,
     host: NonNull<u8>,
     protection: Protection,
+    code: Arc<CodeTable>,
     _owner: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -115,6 +119,161 @@ impl core::fmt::Display for RegionError {
 
 impl core::error::Error for RegionError {}
 
+/// Returns the code table for a range of host memory. Regions over the same memory share one: a
+/// table that covers only a part of what they share is replaced.
+fn code_table(regions: &mut [Region], host: core::ops::Range<u64>) -> Arc<CodeTable> {
+    let overlaps = |t: &CodeTable, r: &core::ops::Range<u64>| {
+        t.range().start < r.end && r.start < t.range().end
+    };
+    let mut range = host.clone();
+    let mut count = 0;
+    let mut found = None;
+    for region in regions.iter().filter(|r| overlaps(&r.code, &host)) {
+        let table = region.code.range();
+        range = range.start.min(table.start)..range.end.max(table.end);
+        if found.is_none_or(|f: &Arc<CodeTable>| !Arc::ptr_eq(f, &region.code)) {
+            count += 1;
+        }
+        found = Some(&region.code);
+    }
+    if let (Some(table), 1) = (found, count)
+        && table.range() == range
+    {
+        return Arc::clone(table);
+    }
+    let table = CodeTable::new(range.start, range.end - range.start);
+    for region in regions.iter_mut().filter(|r| overlaps(&r.code, &range)) {
+        region.code = Arc::clone(&table);
+    }
+    table
+}
+
+/// The regions as a processor last saw them.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    generation: u64,
+    regions: Arc<[Region]>,
+}
+
+/// A page of RAM or ROM.
+#[derive(Clone, Copy)]
+pub(crate) struct RamPage<'a> {
+    pub(crate) host: NonNull<u8>,
+    pub(crate) protection: Protection,
+    pub(crate) code: &'a CodePage,
+}
+
+impl View {
+    /// Returns the generation of the map when this was taken.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Returns the page that holds `address`.
+    pub(crate) fn page(&self, address: Hpa) -> Option<RamPage<'_>> {
+        let page = address.page().0;
+        let index = self.regions.partition_point(|r| r.base.0 <= page);
+        let region = &self.regions[index.checked_sub(1)?];
+        let offset = page - region.base.0;
+        if offset >= region.bytes {
+            return None;
+        }
+        // SAFETY: `offset` lies inside the region, whose memory is one allocation or mapping.
+        let host = unsafe { region.host.add(offset as usize) };
+        Some(RamPage {
+            host,
+            protection: region.protection,
+            code: region.code.page(host.as_ptr() as u64),
+        })
+    }
+}
+
+impl RamPage<'_> {
+    /// Reads at `offset`; the bytes lie inside the page.
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) {
+        let at = self.place(offset, bytes.len());
+        let mut done = 0;
+        while done < bytes.len() {
+            let size = piece(bytes.len() - done);
+            // SAFETY: inside the page, which the map keeps valid.
+            let word = unsafe { read_sized(at + done as u64, size) };
+            bytes[done..done + size].copy_from_slice(&word.to_le_bytes()[..size]);
+            done += size;
+        }
+    }
+
+    /// Whether the page holds these bytes at `offset`.
+    pub(crate) fn holds(&self, offset: u64, bytes: &[u8]) -> bool {
+        bytes.chunks(64).enumerate().all(|(n, part)| {
+            let mut now = [0; 64];
+            let now = &mut now[..part.len()];
+            self.read(offset + 64 * n as u64, now);
+            now == part
+        })
+    }
+
+    /// Writes at `offset`; the bytes lie inside the page. Returns whether that changed code.
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> bool {
+        let at = self.place(offset, bytes.len());
+        let mut done = 0;
+        while done < bytes.len() {
+            let size = piece(bytes.len() - done);
+            let mut word = [0; 8];
+            word[..size].copy_from_slice(&bytes[done..done + size]);
+            // SAFETY: inside the page, which the map keeps valid.
+            unsafe { write_sized(at + done as u64, size, u64::from_le_bytes(word)) };
+            done += size;
+        }
+        self.code.written(offset, bytes.len())
+    }
+
+    fn place(&self, offset: u64, length: usize) -> u64 {
+        assert!(
+            (offset & 0xfff) as usize + length <= PAGE as usize,
+            "the caller cuts accesses at page boundaries"
+        );
+        self.host.as_ptr() as u64 + (offset & 0xfff)
+    }
+}
+
+/// Returns the largest access of 8, 4, 2 or 1 bytes that fits `left`.
+pub(crate) fn piece(left: usize) -> usize {
+    match left {
+        8.. => 8,
+        4..8 => 4,
+        2..4 => 2,
+        _ => 1,
+    }
+}
+
+/// # Safety
+/// `host` is readable for `size` bytes: 1, 2, 4 or 8.
+unsafe fn read_sized(host: u64, size: usize) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        match size {
+            8 => read_host::<u64>(host),
+            4 => u64::from(read_host::<u32>(host)),
+            2 => u64::from(read_host::<u16>(host)),
+            _ => u64::from(read_host::<u8>(host)),
+        }
+    }
+}
+
+/// # Safety
+/// `host` is writable for `size` bytes: 1, 2, 4 or 8.
+unsafe fn write_sized(host: u64, size: usize, value: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        match size {
+            8 => write_host(host, value),
+            4 => write_host(host, value as u32),
+            2 => write_host(host, value as u16),
+            _ => write_host(host, value as u8),
+        }
+    }
+}
+
 /// The synthetic physical address space.
 #[derive(Debug, Default)]
 pub struct PhysMap {
@@ -135,13 +294,7 @@ impl PhysMap {
     /// See [`RegionError`].
     pub fn add_owned(&self, base: Hpa, ram: Arc<OwnedRam>) -> Result<(), RegionError> {
         let (host, bytes) = (ram.as_ptr(), ram.len_bytes() as u64);
-        self.insert(Region {
-            base,
-            bytes,
-            host,
-            protection: Protection::ReadWrite,
-            _owner: Some(ram),
-        })
+        self.insert(base, host, bytes, Protection::ReadWrite, Some(ram))
     }
 
     /// Adds memory that somebody else owns.
@@ -160,36 +313,51 @@ impl PhysMap {
         bytes: u64,
         protection: Protection,
     ) -> Result<(), RegionError> {
-        self.insert(Region {
-            base,
-            bytes,
-            host,
-            protection,
-            _owner: None,
-        })
+        self.insert(base, host, bytes, protection, None)
     }
 
-    fn insert(&self, region: Region) -> Result<(), RegionError> {
-        let host = region.host.as_ptr() as u64;
-        if (region.base.0 | region.bytes | host) % PAGE != 0 || region.bytes == 0 {
+    fn insert(
+        &self,
+        base: Hpa,
+        host: NonNull<u8>,
+        bytes: u64,
+        protection: Protection,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Result<(), RegionError> {
+        let at = host.as_ptr() as u64;
+        if (base.0 | bytes | at) % PAGE != 0 || bytes == 0 {
             return Err(RegionError::Unaligned);
         }
-        let end = region
-            .base
-            .0
-            .checked_add(region.bytes)
-            .ok_or(RegionError::Overlap)?;
+        let end = base.0.checked_add(bytes).ok_or(RegionError::Overlap)?;
+        at.checked_add(bytes).ok_or(RegionError::Overlap)?;
         let mut guard = self.regions.write().unwrap_or_else(|e| e.into_inner());
-        let hit = |r: &Region| r.base.0 < end && region.base.0 < r.base.0 + r.bytes;
+        let hit = |r: &Region| r.base.0 < end && base.0 < r.base.0 + r.bytes;
         if guard.iter().any(hit) {
             return Err(RegionError::Overlap);
         }
         let mut all = guard.to_vec();
-        all.push(region);
+        let code = code_table(&mut all, at..at + bytes);
+        all.push(Region {
+            base,
+            bytes,
+            host,
+            protection,
+            code,
+            _owner: owner,
+        });
         all.sort_by_key(|r| r.base);
         *guard = all.into();
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// Returns the present regions, for a processor to keep.
+    pub(crate) fn view(&self) -> View {
+        let guard = self.regions.read().unwrap_or_else(|e| e.into_inner());
+        View {
+            generation: self.generation(),
+            regions: Arc::clone(&guard),
+        }
     }
 
     /// Removes the region that starts at `base`; false if there is none.

@@ -184,12 +184,6 @@ impl Cpu {
         Ok(value)
     }
 
-    /// Whether `bytes` bytes above the pointer lie within the stack segment, else its fault.
-    pub(crate) fn check_stack_above(&mut self, stack: &Stack, bytes: u64) -> Exec {
-        self.stack_linear(stack, stack.offset(), bytes, Access::Read)?;
-        Ok(())
-    }
-
     /// Takes the fault that a store of `bytes` bytes at `linear` would take.
     fn check_store(&mut self, linear: Linear, bytes: usize, privilege: Privilege) -> Exec {
         self.translate(linear, Access::Write, privilege)?;

@@ -62,6 +62,7 @@ unsafe fn execute(cpu: *mut Cpu, op: *const Uop) -> bool {
         return false;
     }
     if insn.repeat != Repeat::None && cpu.next_rip == cpu.state.rip {
+        cpu.events.is_mid_repeat = true;
         cpu.hot.budget += undone;
         cpu.hot.left = Left::Onward;
         return false;

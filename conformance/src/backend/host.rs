@@ -1,0 +1,545 @@
+//! The edge to the operating system: descriptors, mappings, signals, a forked child.
+//!
+//! [`SystemBackend`] performs calls on real descriptors; a [`Kernel`] says what open, ioctl and close
+//! mean. [`HostKernel`] is `/dev/kvm`. The emulator's descriptors are real ones too, so both kernels
+//! share everything else, and a case that passes on one has asked the very same of the other.
+//!
+//! All unsafe code of this crate is here. The obligations: an address handed to an ioctl is that
+//! of a buffer or a mapping that outlives the call and is as large as the request says (the buffer
+//! is padded to [`LARGEST_STRUCT`]); an access to a mapping is checked against its length.
+#![expect(unsafe_code, reason = "system calls: ioctl, mmap, timers, fork")]
+
+use super::{
+    Argument, Backend, Bytes, Call, DescriptorCall, Errno, Handle, Mapping, Memory, Outcome, Reply,
+};
+use std::collections::HashMap;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// No struct of the KVM API that a case passes by value is larger.
+pub const LARGEST_STRUCT: usize = 32 << 10;
+
+/// What a descriptor of KVM does.
+pub trait Kernel: Copy + Send + Sync {
+    /// Opens the system.
+    ///
+    /// # Errors
+    /// The errno of open.
+    fn open(&self) -> Result<RawFd, Errno>;
+
+    /// Performs an ioctl; `argument` may be the address of a struct.
+    ///
+    /// # Errors
+    /// The errno of the ioctl.
+    fn ioctl(&self, fd: RawFd, request: u32, argument: u64) -> Result<i64, Errno>;
+
+    /// Closes a descriptor.
+    ///
+    /// # Errors
+    /// EBADF.
+    fn close(&self, fd: RawFd) -> Result<(), Errno>;
+}
+
+/// The kernel of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostKernel;
+
+impl Kernel for HostKernel {
+    fn open(&self) -> Result<RawFd, Errno> {
+        // SAFETY: the path is a C string.
+        let fd = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+        checked(fd.into()).map(|fd| fd as RawFd)
+    }
+
+    fn ioctl(&self, fd: RawFd, request: u32, argument: u64) -> Result<i64, Errno> {
+        // SAFETY: see the module: `argument` is a number, a bad address, or a live large buffer.
+        checked(unsafe { libc::ioctl(fd, request.into(), argument) }.into())
+    }
+
+    fn close(&self, fd: RawFd) -> Result<(), Errno> {
+        // SAFETY: the backend owns its descriptors.
+        checked(unsafe { libc::close(fd) }.into()).map(drop)
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
+
+fn checked(result: i64) -> Outcome {
+    if result == -1 {
+        Err(last_errno())
+    } else {
+        Ok(result)
+    }
+}
+
+/// A mapping that is unmapped when dropped.
+#[derive(Debug)]
+struct Area {
+    address: *mut u8,
+    length: usize,
+}
+
+impl Area {
+    fn new(length: usize, protection: i32, flags: i32, fd: RawFd, at: i64) -> Result<Area, Errno> {
+        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, at) };
+        if address == libc::MAP_FAILED {
+            return Err(last_errno());
+        }
+        Ok(Area {
+            address: address.cast(),
+            length,
+        })
+    }
+
+    fn anonymous(length: usize) -> Result<Area, Errno> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        Area::new(length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    }
+
+    /// The address of `length` bytes at an offset.
+    fn at(&self, offset: u64, length: usize) -> Result<*mut u8, Errno> {
+        let offset = usize::try_from(offset).map_err(|_| Errno(libc::EFAULT))?;
+        match offset.checked_add(length) {
+            Some(end) if end <= self.length => Ok(self.address.wrapping_add(offset)),
+            _ => Err(Errno(libc::EFAULT)),
+        }
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
+        let from = self.at(offset, into.len())?;
+        for (i, byte) in into.iter_mut().enumerate() {
+            // SAFETY: in bounds by `at`; volatile because a vCPU may write at the same time.
+            *byte = unsafe { from.wrapping_add(i).read_volatile() };
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
+        let into = self.at(offset, from.len())?;
+        for (i, byte) in from.iter().enumerate() {
+            // SAFETY: in bounds by `at`; volatile because a vCPU may read at the same time.
+            unsafe { into.wrapping_add(i).write_volatile(*byte) };
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nothing points into it any more but VMs of the case.
+        unsafe { libc::munmap(self.address.cast(), self.length) };
+    }
+}
+
+/// Performs calls on real descriptors.
+#[derive(Debug)]
+pub struct SystemBackend<K> {
+    kernel: K,
+    descriptors: HashMap<Handle, RawFd>,
+    areas: HashMap<Memory, Area>,
+    exhausting: Vec<RawFd>,
+}
+
+impl<K: Kernel> SystemBackend<K> {
+    /// A backend without descriptors.
+    pub fn new(kernel: K) -> SystemBackend<K> {
+        catch_alarms();
+        SystemBackend {
+            kernel,
+            descriptors: HashMap::new(),
+            areas: HashMap::new(),
+            exhausting: Vec::new(),
+        }
+    }
+
+    fn fd(&self, handle: Handle) -> RawFd {
+        self.descriptors.get(&handle).copied().unwrap_or(-1)
+    }
+
+    fn area(&self, memory: Memory) -> Result<&Area, Errno> {
+        self.areas.get(&memory).ok_or(Errno(libc::EFAULT))
+    }
+
+    fn keep(&mut self, handle: Handle, fd: Outcome) -> Outcome {
+        self.descriptors.insert(handle, fd? as RawFd);
+        Ok(0)
+    }
+
+    fn keep_area(&mut self, memory: Memory, area: Result<Area, Errno>) -> Outcome {
+        self.areas.insert(memory, area?);
+        Ok(0)
+    }
+
+    /// The ioctl, and the bytes of its struct afterwards if they changed.
+    fn ioctl(&self, handle: Handle, request: u32, argument: &Argument) -> Reply {
+        let (bytes, pointers) = match argument {
+            Argument::Value(value) => {
+                return Reply::bare(self.kernel.ioctl(self.fd(handle), request, *value));
+            }
+            Argument::Bytes(bytes) => (bytes, &[][..]),
+            Argument::Pointers(bytes, pointers) => (bytes, &pointers[..]),
+        };
+        let mut buffer = bytes.0.clone();
+        buffer.resize(buffer.len().max(LARGEST_STRUCT), 0);
+        for pointer in pointers {
+            let Ok(address) = self
+                .area(pointer.memory)
+                .and_then(|area| area.at(pointer.at, 0))
+            else {
+                return Reply::bare(Err(Errno(libc::EFAULT)));
+            };
+            let at = pointer.offset as usize;
+            buffer[at..at + 8].copy_from_slice(&(address as u64).to_le_bytes());
+        }
+        let outcome = self.kernel.ioctl(
+            self.fd(handle),
+            request,
+            buffer.as_mut_ptr() as usize as u64,
+        );
+        buffer.truncate(bytes.0.len());
+        for pointer in pointers {
+            let at = pointer.offset as usize;
+            buffer[at..at + 8].copy_from_slice(&bytes.0[at..at + 8]);
+        }
+        let changed = if buffer == bytes.0 {
+            Vec::new()
+        } else {
+            buffer
+        };
+        Reply {
+            outcome,
+            bytes: Bytes(changed),
+        }
+    }
+
+    fn map(&mut self, memory: Memory, handle: Handle, span: (u64, u64), how: Mapping) -> Outcome {
+        let (length, offset) = span;
+        let read_write = libc::PROT_READ | libc::PROT_WRITE;
+        let (protection, flags) = match how {
+            Mapping::Shared => (read_write, libc::MAP_SHARED),
+            Mapping::Private => (read_write, libc::MAP_PRIVATE),
+            Mapping::ReadOnly => (libc::PROT_READ, libc::MAP_SHARED),
+        };
+        let area = Area::new(
+            length as usize,
+            protection,
+            flags,
+            self.fd(handle),
+            offset as i64,
+        );
+        self.keep_area(memory, area)
+    }
+
+    fn run(&self, vcpus: &[Handle], limit: Duration) -> Reply {
+        let kernel = self.kernel;
+        let run = |fd: RawFd| {
+            let _watchdog = Watchdog::start(limit);
+            kernel.ioctl(fd, KVM_RUN, 0)
+        };
+        let fds: Vec<RawFd> = vcpus.iter().map(|handle| self.fd(*handle)).collect();
+        if let [only] = fds[..] {
+            return Reply::bare(run(only));
+        }
+        let outcomes = std::thread::scope(|scope| {
+            let threads: Vec<_> = fds.iter().map(|fd| scope.spawn(|| run(*fd))).collect();
+            let joined = threads.into_iter().map(|thread| thread.join());
+            joined
+                .map(|run| run.unwrap_or(Err(Errno(libc::EIO))))
+                .collect::<Vec<Outcome>>()
+        });
+        Reply {
+            outcome: Ok(0),
+            bytes: pack(&outcomes),
+        }
+    }
+
+    fn exhaust(&mut self, exhausted: bool) -> Outcome {
+        for fd in self.exhausting.drain(..) {
+            // SAFETY: made below, used by nobody.
+            unsafe { libc::close(fd) };
+        }
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: the struct is ours.
+        checked(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }.into())?;
+        limit.rlim_cur = if exhausted {
+            64
+        } else {
+            limit.rlim_max.min(1024)
+        };
+        // SAFETY: the struct is ours.
+        checked(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }.into())?;
+        while exhausted {
+            // SAFETY: standard error is open; the new descriptor is kept.
+            let fd = unsafe { libc::dup(2) };
+            if fd < 0 {
+                break;
+            }
+            self.exhausting.push(fd);
+        }
+        Ok(0)
+    }
+
+    /// What `work` gives in a forked child, which has memory of its own.
+    fn in_child(&self, work: impl FnOnce(&SystemBackend<K>) -> Vec<u8>) -> Result<Vec<u8>, Errno> {
+        let mut ends = [0; 2];
+        // SAFETY: an array of two descriptors.
+        checked(unsafe { libc::pipe(ends.as_mut_ptr()) }.into())?;
+        let [reader, writer] = ends;
+        // SAFETY: this process has one thread while a case runs calls of this kind, so that the
+        // child may do what it likes; it leaves through _exit.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let result = work(self);
+            // SAFETY: the pipe is open and the buffer is live; then the child ends.
+            unsafe {
+                libc::write(writer, result.as_ptr().cast(), result.len());
+                libc::_exit(0);
+            }
+        }
+        // SAFETY: our ends of our pipe, and our child.
+        unsafe {
+            libc::close(writer);
+            let mut result = vec![0; 4096];
+            let length = libc::read(reader, result.as_mut_ptr().cast(), result.len());
+            libc::close(reader);
+            let mut status = 0;
+            libc::waitpid(child, &mut status, 0);
+            result.truncate(length.max(0) as usize);
+            if libc::WIFSIGNALED(status) {
+                result = vec![libc::WTERMSIG(status) as u8];
+            }
+            Ok(result)
+        }
+    }
+
+    fn touch(&self, memory: Memory, offset: u64) -> Outcome {
+        let address = self.area(memory)?.at(offset, 1)?;
+        let signal = self.in_child(|_| {
+            // SAFETY: in the mapping; if nothing is behind it, the signal is the result.
+            let _ = unsafe { address.read_volatile() };
+            vec![0]
+        })?;
+        Ok(signal.first().copied().unwrap_or(0).into())
+    }
+
+    fn descriptor(&self, handle: Handle, call: DescriptorCall) -> Reply {
+        let fd = self.fd(handle);
+        let mut buffer = vec![0; 8];
+        // SAFETY: plain system calls on a descriptor and a buffer of ours.
+        let result = unsafe {
+            match call {
+                DescriptorCall::Read(length) => {
+                    buffer.resize(length as usize, 0);
+                    let read = libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) as i64;
+                    let outcome = checked(read);
+                    return Reply {
+                        outcome,
+                        bytes: Bytes(buffer),
+                    };
+                }
+                DescriptorCall::Write => libc::write(fd, buffer.as_ptr().cast(), 8) as i64,
+                DescriptorCall::Seek(to) => libc::lseek(fd, to, libc::SEEK_SET),
+                DescriptorCall::CloseOnExec => {
+                    i64::from(libc::fcntl(fd, libc::F_GETFD) & libc::FD_CLOEXEC != 0)
+                }
+                DescriptorCall::AccessMode => {
+                    i64::from(libc::fcntl(fd, libc::F_GETFL) & libc::O_ACCMODE)
+                }
+                DescriptorCall::Poll => {
+                    let events = libc::POLLIN | libc::POLLOUT;
+                    let mut poll = libc::pollfd {
+                        fd,
+                        events,
+                        revents: 0,
+                    };
+                    libc::poll(&mut poll, 1, 0);
+                    i64::from(poll.revents)
+                }
+            }
+        };
+        Reply::bare(checked(result))
+    }
+
+    fn access(&self, call: &Call) -> Option<Reply> {
+        match call {
+            Call::Read(memory, offset, length) => {
+                let mut bytes = vec![0; *length as usize];
+                let read = self
+                    .area(*memory)
+                    .and_then(|area| area.read(*offset, &mut bytes));
+                Some(Reply {
+                    outcome: read.map(|()| 0),
+                    bytes: Bytes(bytes),
+                })
+            }
+            Call::Write(memory, offset, bytes) => {
+                let written = self
+                    .area(*memory)
+                    .and_then(|area| area.write(*offset, &bytes.0));
+                Some(Reply::bare(written.map(|()| 0)))
+            }
+            _ => None,
+        }
+    }
+
+    fn make(&mut self, call: &Call) -> Outcome {
+        match call {
+            Call::Open(handle) => {
+                let fd = self.kernel.open();
+                self.keep(*handle, fd.map(i64::from))
+            }
+            Call::Duplicate(from, into) => {
+                // SAFETY: a new descriptor for an old one.
+                let fd = checked(unsafe { libc::dup(self.fd(*from)) }.into());
+                self.keep(*into, fd)
+            }
+            Call::Close(handle) => {
+                let fd = self.descriptors.remove(handle).unwrap_or(-1);
+                self.kernel.close(fd).map(|()| 0)
+            }
+            Call::Allocate(memory, length) => {
+                self.keep_area(*memory, Area::anonymous(*length as usize))
+            }
+            Call::Map(memory, handle, length, offset, how) => {
+                self.map(*memory, *handle, (*length, *offset), *how)
+            }
+            Call::Unmap(memory) => self
+                .areas
+                .remove(memory)
+                .map(|_| 0)
+                .ok_or(Errno(libc::EINVAL)),
+            Call::Touch(memory, offset) => self.touch(*memory, *offset),
+            Call::ExhaustDescriptors(exhausted) => self.exhaust(*exhausted),
+            _ => Err(Errno(libc::ENOSYS)),
+        }
+    }
+}
+
+const KVM_RUN: u32 = 0xae80;
+
+fn pack(outcomes: &[Outcome]) -> Bytes {
+    let number = |outcome: &Outcome| match outcome {
+        Ok(value) => *value,
+        Err(errno) => -i64::from(errno.0),
+    };
+    Bytes(
+        outcomes
+            .iter()
+            .flat_map(|outcome| number(outcome).to_le_bytes())
+            .collect(),
+    )
+}
+
+impl<K: Kernel> Backend for SystemBackend<K> {
+    fn perform(&mut self, call: &Call) -> Reply {
+        if let Some(reply) = self.access(call) {
+            return reply;
+        }
+        match call {
+            Call::Ioctl(handle, request, argument) => self.ioctl(*handle, *request, argument),
+            Call::Create(handle, request, argument, made) => {
+                let Reply { outcome, bytes } = self.ioctl(*handle, *request, argument);
+                Reply {
+                    outcome: self.keep(*made, outcome),
+                    bytes,
+                }
+            }
+            Call::Run(vcpus, limit) => self.run(vcpus, Duration::from_millis((*limit).into())),
+            Call::Descriptor(handle, call) => self.descriptor(*handle, *call),
+            Call::Forked(calls) => {
+                let bytes = self.in_child(|backend| {
+                    let each = calls.iter().map(|(handle, request)| {
+                        backend.kernel.ioctl(backend.fd(*handle), *request, 0)
+                    });
+                    pack(&each.collect::<Vec<_>>()).0
+                });
+                match bytes {
+                    Ok(bytes) => Reply {
+                        outcome: Ok(0),
+                        bytes: Bytes(bytes),
+                    },
+                    Err(errno) => Reply::bare(Err(errno)),
+                }
+            }
+            _ => Reply::bare(self.make(call)),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.areas.clear();
+        for (_, fd) in self.descriptors.drain() {
+            // A case may have closed it behind our back; then there is nothing to do.
+            let _ = self.kernel.close(fd);
+        }
+    }
+}
+
+extern "C" fn ignore(_signal: libc::c_int) {}
+
+/// SIGALRM interrupts system calls and does nothing else.
+fn catch_alarms() {
+    let handler = ignore as extern "C" fn(libc::c_int);
+    // SAFETY: the handler does nothing; the mask is empty; no SA_RESTART, so that KVM_RUN ends.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as libc::sighandler_t;
+        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut());
+    }
+}
+
+/// Sends SIGALRM to its thread after a time, and then every 20 ms, until dropped.
+struct Watchdog(libc::timer_t);
+
+impl Watchdog {
+    fn start(limit: Duration) -> Watchdog {
+        let mut timer = std::ptr::null_mut();
+        // SAFETY: the event and the times are plain structs of ours; the timer is deleted on drop.
+        unsafe {
+            let mut event: libc::sigevent = std::mem::zeroed();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = libc::SIGALRM;
+            event.sigev_notify_thread_id = libc::gettid();
+            libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer);
+            let mut time: libc::itimerspec = std::mem::zeroed();
+            time.it_value.tv_sec = limit.as_secs() as i64;
+            time.it_value.tv_nsec = limit.subsec_nanos().into();
+            time.it_interval.tv_nsec = 20_000_000;
+            libc::timer_settime(timer, 0, &time, std::ptr::null_mut());
+        }
+        Watchdog(timer)
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        // SAFETY: made by `start`.
+        unsafe { libc::timer_delete(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_not_accessed_outside() {
+        let area = Area::anonymous(4096).expect("one page");
+        assert_eq!(area.write(4090, &[1; 6]), Ok(()));
+        assert_eq!(area.write(4090, &[1; 7]), Err(Errno(libc::EFAULT)));
+        assert_eq!(area.read(u64::MAX, &mut [0]), Err(Errno(libc::EFAULT)));
+    }
+
+    #[test]
+    fn an_unknown_handle_is_a_bad_descriptor() {
+        let mut backend = SystemBackend::new(HostKernel);
+        let call = Call::Ioctl(Handle(7), KVM_RUN, Argument::Value(0));
+        assert_eq!(backend.perform(&call), Reply::bare(Err(Errno(libc::EBADF))));
+    }
+}

@@ -1,0 +1,94 @@
+//! The cases: guests as rows of tables, and scripts of ioctls.
+
+mod guests;
+mod ioctls;
+
+use crate::backend::Backend;
+use crate::backend::dry::DryBackend;
+use crate::guest::Guest;
+use crate::probe::{Probe, Record};
+
+/// What is run at once, in a VM or several of its own: one guest, or one script with many results.
+pub struct Unit {
+    /// `group.case` of a guest, or the group of a script.
+    pub name: String,
+    play: Play,
+}
+
+enum Play {
+    Guest(Box<Guest>),
+    Script(Script),
+}
+
+/// A script of calls that notes results by name.
+pub type Script = fn(&mut Probe<'_>);
+
+impl Unit {
+    fn guest(group: &str, guest: Guest) -> Unit {
+        Unit {
+            name: format!("{group}.{}", guest.id),
+            play: Play::Guest(Box::new(guest)),
+        }
+    }
+
+    fn script(group: &str, script: Script) -> Unit {
+        Unit {
+            name: group.to_owned(),
+            play: Play::Script(script),
+        }
+    }
+
+    /// Runs on a backend; `note` hears each result at once.
+    pub fn play(&self, backend: &mut dyn Backend, note: &mut dyn FnMut(&Record)) {
+        backend.reset();
+        let mut probe = Probe::new(backend, &self.name, note);
+        match &self.play {
+            Play::Guest(guest) => guest.play(&mut probe),
+            Play::Script(script) => script(&mut probe),
+        }
+        backend.reset();
+    }
+
+    /// The results that it has, with what they want.
+    #[must_use]
+    pub fn results(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        self.play(&mut DryBackend, &mut |record| records.push(record.clone()));
+        records
+    }
+
+    /// Whether it executes guest code through the guest framework.
+    #[must_use]
+    pub fn is_guest(&self) -> bool {
+        matches!(self.play, Play::Guest(_))
+    }
+}
+
+/// All units, in the order of the reports.
+#[must_use]
+pub fn units() -> Vec<Unit> {
+    let guests = guests::GROUPS.iter().flat_map(|(group, rows)| {
+        rows()
+            .into_iter()
+            .map(|guest| Unit::guest(group, guest))
+            .collect::<Vec<_>>()
+    });
+    let scripts = ioctls::GROUPS.iter().chain(guests::SCRIPTS);
+    guests
+        .chain(scripts.map(|(group, script)| Unit::script(group, *script)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_two_results_have_one_name() {
+        let mut seen = BTreeSet::new();
+        for record in units().iter().flat_map(Unit::results) {
+            assert!(seen.insert(record.id.clone()), "{} twice", record.id);
+        }
+    }
+}

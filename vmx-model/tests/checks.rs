@@ -1,0 +1,398 @@
+//! The checks of VM entry: against the specification's list, each with a VMCS that breaks it, and
+//! the three consumers against each other.
+#![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use serde::Deserialize;
+use vmx_model::addr::Hpa;
+use vmx_model::arch::{ArchState, Efer};
+use vmx_model::capability::{VmxCapabilities, VmxProfile, msr};
+use vmx_model::checks::{
+    self, Beyond, Check, Consequence, EntryEnvironment, FullView, PartialView, Verdict, View,
+};
+use vmx_model::field::Field;
+use vmx_model::memory::PhysicalMemory;
+use vmx_model::sample::{Guest, root_state, valid_vmcs};
+use vmx_model::vmcs::Vmcs;
+
+/// Memory of a few 32-bit words; the rest is 0.
+struct Words(BTreeMap<u64, u32>);
+
+impl PhysicalMemory for Words {
+    fn read(&self, address: Hpa, bytes: &mut [u8]) {
+        for (n, byte) in (0..).zip(bytes) {
+            let at = address.offset(n).0;
+            let word = self.0.get(&(at & !3)).copied().unwrap_or(0);
+            *byte = word.to_le_bytes()[(at & 3) as usize];
+        }
+    }
+
+    fn write(&mut self, _address: Hpa, _bytes: &[u8]) {
+        unreachable!("checks do not write");
+    }
+}
+
+const CURRENT_VMCS: Hpa = Hpa(0x2000);
+
+/// Regions at 2000H (the current VMCS), 4000H (a VMCS), 6000H (a shadow VMCS).
+fn memory(profile: &VmxProfile) -> Words {
+    let revision = profile.caps.revision_id();
+    Words(BTreeMap::from([
+        (0x2000, revision),
+        (0x4000, revision),
+        (0x6000, revision | 1 << 31),
+    ]))
+}
+
+struct Scene {
+    profile: VmxProfile,
+    state: ArchState,
+    memory: Words,
+}
+
+impl Scene {
+    fn new(profile: VmxProfile) -> Self {
+        let (state, memory) = (root_state(&profile), memory(&profile));
+        Self {
+            profile,
+            state,
+            memory,
+        }
+    }
+
+    fn environment(&self) -> EntryEnvironment<'_> {
+        EntryEnvironment {
+            profile: &self.profile,
+            state: &self.state,
+            current_vmcs: CURRENT_VMCS,
+            memory: &self.memory,
+        }
+    }
+
+    fn diagnose(&self, vmcs: &Vmcs) -> Vec<&'static str> {
+        let view = FullView::new(vmcs, self.environment());
+        checks::diagnose(&view)
+            .iter()
+            .map(|failure| failure.check.id)
+            .collect()
+    }
+}
+
+#[test]
+fn every_sample_is_valid_on_every_profile() {
+    for profile in VmxProfile::all() {
+        let scene = Scene::new(profile);
+        for guest in Guest::ALL {
+            if guest.is_possible(&scene.profile) {
+                let vmcs = valid_vmcs(&scene.profile, guest);
+                assert!(
+                    scene.diagnose(&vmcs).is_empty(),
+                    "{} {guest:?}",
+                    scene.profile.name
+                );
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct SpecCheck {
+    id: String,
+    group: String,
+    result: String,
+    scope: String,
+}
+
+#[derive(Deserialize)]
+struct SpecTable {
+    check: Vec<SpecCheck>,
+}
+
+fn spec() -> Vec<SpecCheck> {
+    toml::from_str::<SpecTable>(include_str!("data/vm-entry-checks.toml"))
+        .unwrap()
+        .check
+}
+
+/// Returns the end of a VM entry as the specification writes it.
+fn result_of(check: &Check) -> String {
+    match (check.group.consequence(), check.qualification) {
+        (Consequence::InvalidControls, _) => "VMfailValid(7)".into(),
+        (Consequence::InvalidHostState, _) => "VMfailValid(8)".into(),
+        (Consequence::InvalidGuestState, 0) => "exit 33".into(),
+        (Consequence::InvalidGuestState, n) => format!("exit 33, qual {n}"),
+    }
+}
+
+#[test]
+fn every_check_in_scope_is_in_the_table_in_order_and_has_its_result() {
+    let spec = spec();
+    let known: Vec<&str> = checks::all().map(|check| check.id).collect();
+    let expected: Vec<&str> = spec
+        .iter()
+        .filter(|check| check.scope == "in" && check.group != "msr-loading")
+        .map(|check| &*check.id)
+        .collect();
+    assert_eq!(expected.len(), 284);
+    let in_scope: Vec<&str> = known
+        .iter()
+        .copied()
+        .filter(|id| expected.contains(id))
+        .collect();
+    assert_eq!(in_scope, expected);
+    for id in known {
+        let row = spec.iter().find(|check| check.id == id).unwrap();
+        assert_eq!(row.result, result_of(checks::by_id(id).unwrap()), "{id}");
+    }
+}
+
+#[derive(Deserialize)]
+struct Violation {
+    check: String,
+    base: String,
+    environment: Option<String>,
+    #[serde(default)]
+    with_others: bool,
+    set: Vec<(String, String)>,
+}
+
+#[derive(Deserialize)]
+struct Violations {
+    violation: Vec<Violation>,
+}
+
+fn number(text: &str) -> u64 {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
+}
+
+/// Applies `value`, `|bits` or `^bits` to a field.
+fn apply(vmcs: &mut Vmcs, field: Field, change: &str) {
+    let old = vmcs.get(field);
+    let value = match change.split_at(1) {
+        ("|", bits) => old | number(bits),
+        ("^", bits) => old ^ number(bits),
+        _ => number(change),
+    };
+    vmcs.set(field, value);
+}
+
+fn apply_all(vmcs: &mut Vmcs, changes: &[(&str, &str)]) {
+    for (id, change) in changes {
+        apply(vmcs, Field::from_id(id).unwrap(), change);
+    }
+}
+
+/// Returns the VMCS and surroundings that a violation starts from.
+fn base(violation: &Violation) -> (Scene, Vmcs) {
+    let profile = match &*violation.base {
+        "minimal" => VmxProfile::minimal(),
+        "default" => VmxProfile::emulator_default(),
+        _ => VmxProfile::everything(),
+    };
+    let mut scene = Scene::new(profile);
+    let of = |guest| valid_vmcs(&scene.profile, guest);
+    let mut vmcs = match &*violation.base {
+        "long" | "minimal" | "default" | "user" | "unrestricted-long" | "tertiary" => {
+            of(Guest::Long)
+        }
+        "protected" | "host32" => of(Guest::Protected),
+        "pae" => of(Guest::Pae),
+        "v86" => of(Guest::Virtual8086),
+        "real" => of(Guest::Real),
+        "unrestricted" => of(Guest::Unpaged),
+        other => panic!("no base {other}"),
+    };
+    let ept = [
+        ("secondary-proc-controls", "|0x82"),
+        ("ept-pointer", "0x1e"),
+    ];
+    match &*violation.base {
+        "user" => apply_all(
+            &mut vmcs,
+            &[
+                ("guest-cs-selector", "0x0b"),
+                ("guest-cs-access-rights", "0xa0fb"),
+                ("guest-ss-selector", "0x13"),
+                ("guest-ss-access-rights", "0xc0f3"),
+            ],
+        ),
+        "unrestricted-long" => apply_all(&mut vmcs, &ept),
+        "pae" => {
+            apply_all(
+                &mut vmcs,
+                &[("secondary-proc-controls", "|0x2"), ("ept-pointer", "0x1e")],
+            );
+        }
+        "host32" => {
+            scene.state.efer = Efer::empty();
+            apply_all(
+                &mut vmcs,
+                &[("exit-controls", "^0x200"), ("host-ia32-efer", "0x0")],
+            );
+        }
+        "tertiary" => apply_all(&mut vmcs, &[("proc-controls", "|0x20000")]),
+        _ => {}
+    }
+    match violation.environment.as_deref() {
+        Some("no-ept-options") => scene.profile = with_msrs(&[(0x48c, 0x0f01_0613_41c1)]),
+        Some("smm-controls") => scene.profile = with_msrs(&[(0x490, 0x0050_ffff_0000_11fb)]),
+        Some("legacy-processor") => scene.state.efer = Efer::empty(),
+        Some("long-processor") => scene.state.efer = Efer::LMA | Efer::LME,
+        Some(other) => panic!("no environment {other}"),
+        None => {}
+    }
+    if violation.base == "tertiary" {
+        scene.profile = with_msrs(&[(0x48e, 0xfffb_fffe_0400_6172), (0x492, 0x1)]);
+    }
+    (scene, vmcs)
+}
+
+/// Returns the profile `everything` with some capability MSRs changed.
+fn with_msrs(changed: &[(u32, u64)]) -> VmxProfile {
+    let everything = VmxProfile::everything();
+    let mut values: BTreeMap<u32, u64> = (msr::IA32_VMX_BASIC..=msr::IA32_VMX_EXIT_CTLS2)
+        .filter_map(|index| Some((index, everything.caps.msr(index)?)))
+        .collect();
+    values.extend(changed.iter().copied());
+    let values: Vec<(u32, u64)> = values.into_iter().collect();
+    VmxProfile::new("changed", VmxCapabilities::new(&values), everything.facts)
+}
+
+fn violations() -> Vec<Violation> {
+    toml::from_str::<Violations>(include_str!("data/violations.toml"))
+        .unwrap()
+        .violation
+}
+
+#[test]
+fn every_check_fails_alone_where_only_it_is_broken() {
+    let violations = violations();
+    let broken: Vec<&str> = violations
+        .iter()
+        .map(|violation| &*violation.check)
+        .collect();
+    let all: Vec<&str> = checks::all().map(|check| check.id).collect();
+    assert_eq!(broken, all, "one violation for every check, in order");
+    let mut wrong = Vec::new();
+    for violation in &violations {
+        let (scene, mut vmcs) = base(violation);
+        if !violation.with_others && violation.environment.is_none() {
+            let before = scene.diagnose(&vmcs);
+            assert!(before.is_empty(), "{}: {before:?} before", violation.check);
+        }
+        for (id, change) in &violation.set {
+            apply(&mut vmcs, Field::from_id(id).unwrap(), change);
+        }
+        let found = scene.diagnose(&vmcs);
+        let as_expected = if violation.with_others {
+            found.contains(&&*violation.check)
+        } else {
+            found == [&*violation.check]
+        };
+        if !as_expected {
+            wrong.push((violation.check.clone(), found));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A VMCS with a few fields of a valid one changed, by small or wild values.
+fn changed_vmcs() -> impl Strategy<Value = (usize, Guest, Vec<(Field, u64)>)> {
+    let field = (0..Field::COUNT).prop_map(|index| Field::from_index(index).unwrap());
+    let value = prop_oneof![
+        any::<u64>(),
+        0..16_u64,
+        (0..64_u32).prop_map(|bit| 1 << bit),
+        Just(u64::MAX),
+        (0..8_u64).prop_map(|page| page << 12),
+    ];
+    let guest = proptest::sample::select(&Guest::ALL[..4]);
+    (
+        0..5_usize,
+        guest,
+        proptest::collection::vec((field, value), 0..6),
+    )
+}
+
+fn build(profile: usize, guest: Guest, changes: &[(Field, u64)]) -> (Scene, Vmcs) {
+    let scene = Scene::new(VmxProfile::all().remove(profile));
+    let mut vmcs = valid_vmcs(&scene.profile, guest);
+    for &(field, value) in changes {
+        vmcs.set(field, value);
+    }
+    (scene, vmcs)
+}
+
+proptest! {
+    /// VM entry finds the first of what `diagnose` finds, also when it has cached what held.
+    #[test]
+    fn the_first_failure_is_the_first_of_all(
+        (profile, guest, changes) in changed_vmcs(),
+        later in proptest::collection::vec(changed_vmcs(), 1..4),
+    ) {
+        let (scene, mut vmcs) = build(profile, guest, &changes);
+        for round in std::iter::once(Vec::new()).chain(later.into_iter().map(|(_, _, c)| c)) {
+            for (field, value) in round {
+                vmcs.set(field, value);
+            }
+            let expected = scene.diagnose(&vmcs).first().copied();
+            for _ in 0..2 {
+                let found = vmcs.first_failure(scene.environment()).map(|check| check.id);
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+
+    /// Back to valid: a group that failed is run again.
+    #[test]
+    fn a_mended_vmcs_passes((profile, guest, changes) in changed_vmcs()) {
+        let (scene, mut vmcs) = build(profile, guest, &changes);
+        let _ = vmcs.first_failure(scene.environment());
+        let valid = valid_vmcs(&scene.profile, guest);
+        for field in Field::ALL {
+            vmcs.set(field, valid.get(field));
+        }
+        prop_assert_eq!(vmcs.first_failure(scene.environment()), None);
+        prop_assert_eq!(vmcs.clean_groups().count(), 12);
+    }
+
+    /// A check reads no field that it does not declare.
+    #[test]
+    fn the_declared_inputs_decide((profile, guest, changes) in changed_vmcs()) {
+        let (scene, vmcs) = build(profile, guest, &changes);
+        let full = FullView::new(&vmcs, scene.environment());
+        let failures = checks::diagnose(&full);
+        for check in checks::all().filter(|check| check.beyond == Beyond::Nothing) {
+            let inputs = check.inputs.iter().map(|&field| (field, vmcs.get(field)));
+            let partial = PartialView::new(&scene.profile, inputs);
+            let failure = failures.iter().find(|failure| failure.check == check);
+            let expected = failure.map_or(Verdict::Pass, |failure| Verdict::Fail(failure.offence));
+            prop_assert_eq!(checks::judge(check, &partial), expected, "{}", check.id);
+        }
+    }
+
+    /// What is known of a part never contradicts the whole.
+    #[test]
+    fn a_verdict_on_a_part_holds_for_the_whole(
+        (profile, guest, changes) in changed_vmcs(),
+        known in proptest::collection::vec(any::<bool>(), Field::COUNT),
+    ) {
+        let (scene, vmcs) = build(profile, guest, &changes);
+        let full = FullView::new(&vmcs, scene.environment());
+        let fields = Field::ALL.into_iter().filter(|field| known[field.index()]);
+        let partial =
+            PartialView::new(&scene.profile, fields.map(|field| (field, vmcs.get(field))));
+        let failures = checks::diagnose(&full);
+        for check in checks::all() {
+            let failure = failures.iter().find(|failure| failure.check == check);
+            match checks::judge(check, &partial) {
+                Verdict::Pass => prop_assert!(failure.is_none(), "{}", check.id),
+                Verdict::Fail(_) => prop_assert!(failure.is_some(), "{}", check.id),
+                Verdict::Unknown => {}
+            }
+        }
+        prop_assert_eq!(full.get(Field::GUEST_RIP), Some(vmcs.get(Field::GUEST_RIP)));
+    }
+}

@@ -1,0 +1,348 @@
+//! The VMX instructions (SDM Vol. 3C, chapter "VMX Instruction Reference").
+//!
+//! Mode, privilege and the VM exits of VMX non-root operation are judged first
+//! ([`Cpu::check_vmx`]); then the operand is read; then the logical processor does the work.
+
+use std::sync::Arc;
+
+use iced_x86::{Code, Mnemonic};
+use vmx_model::addr::{Hpa, Linear};
+use vmx_model::event::Exception;
+use vmx_model::outcome::VmxOutcome;
+use vmx_model::precondition::{Instruction, NotExecuted, ShadowAccess};
+use vmx_model::processor::{EntryOutcome, Invalidation, LogicalProcessor, Vmfunc, Vmread};
+
+use super::{Row, Traits};
+use crate::insn::{Insn, Plain};
+use crate::mem::phys::PhysMap;
+use crate::stop::Stop;
+use crate::vmx::EntryInstruction;
+use crate::{Cpu, Exec};
+
+/// Returns who executes a VMX instruction.
+pub(crate) fn lookup(code: Code) -> Option<Row> {
+    let plain: Plain = match code.mnemonic() {
+        Mnemonic::Vmxon => vmxon,
+        Mnemonic::Vmxoff => vmxoff,
+        Mnemonic::Vmclear => vmclear,
+        Mnemonic::Vmptrld => vmptrld,
+        Mnemonic::Vmptrst => vmptrst,
+        Mnemonic::Vmread => return Some(inside(vmread)),
+        Mnemonic::Vmwrite => return Some(inside(vmwrite)),
+        Mnemonic::Vmlaunch => vmlaunch,
+        Mnemonic::Vmresume => vmresume,
+        Mnemonic::Vmcall => vmcall,
+        Mnemonic::Vmfunc => vmfunc,
+        Mnemonic::Invept => invept,
+        Mnemonic::Invvpid => invvpid,
+        Mnemonic::Getsec => getsec,
+        _ => return None,
+    };
+    Some(Row {
+        plain,
+        traits: Traits::ENDS_BLOCK,
+    })
+}
+
+const fn inside(plain: Plain) -> Row {
+    Row {
+        plain,
+        traits: Traits::empty(),
+    }
+}
+
+impl Cpu {
+    /// Sets the six status flags as `outcome` says.
+    fn conclude(&mut self, outcome: VmxOutcome) {
+        let rflags = outcome.apply(self.rflags());
+        self.set_rflags(rflags);
+    }
+
+    /// Lets the logical processor work with physical memory at hand.
+    fn with_processor<T>(
+        &mut self,
+        work: impl FnOnce(&mut LogicalProcessor, &mut &PhysMap) -> Result<T, NotExecuted>,
+        instruction: Instruction,
+        insn: &Insn,
+    ) -> Exec<T> {
+        let phys = Arc::clone(&self.phys);
+        let Some(processor) = self.processor_mut() else {
+            return Err(Exception::UD.into());
+        };
+        let done = work(processor, &mut &*phys);
+        done.map_err(|e| self.not_executed(e, instruction, insn))
+    }
+
+    /// Reads the 64-bit memory operand, whatever the mode.
+    fn region_operand(&mut self, insn: &Insn) -> Exec<Hpa> {
+        let offset = self.effective_address(insn);
+        self.load(insn.memory.segment, offset).map(Hpa)
+    }
+
+    /// Reads the 128-bit descriptor of INVEPT and INVVPID.
+    fn descriptor_operand(&mut self, insn: &Insn) -> Exec<[u64; 2]> {
+        let offset = self.effective_address(insn);
+        let segment = insn.memory.segment;
+        let low = self.load(segment, offset)?;
+        let high = self.load(segment, offset.wrapping_add(8) & address_mask(insn))?;
+        Ok([low, high])
+    }
+
+    /// Reads a register operand with the width that VMREAD and its like have: 64 bits in 64-bit
+    /// mode, else 32.
+    fn register_operand(&mut self, insn: &Insn, n: usize) -> Exec<u64> {
+        if insn.operand_bytes == 8 {
+            self.read::<u64>(insn, n)
+        } else {
+            self.read::<u32>(insn, n).map(u64::from)
+        }
+    }
+}
+
+fn address_mask(insn: &Insn) -> u64 {
+    crate::mem::access::address_mask(insn.address_bytes)
+}
+
+fn vmxon(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmxon, insn)?;
+    // In VMX root operation the operand is not read.
+    let is_outside = cpu.processor().is_some_and(|p| p.vmxon_pointer().is_none());
+    let pointer = if is_outside {
+        cpu.region_operand(insn)?
+    } else {
+        Hpa(0)
+    };
+    let outcome = cpu.with_processor(
+        |p, memory| p.vmxon(pointer, memory),
+        Instruction::Vmxon,
+        insn,
+    )?;
+    cpu.conclude(outcome);
+    Ok(())
+}
+
+fn vmxoff(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmxoff, insn)?;
+    let outcome = cpu.with_processor(|p, _| p.vmxoff(), Instruction::Vmxoff, insn)?;
+    cpu.conclude(outcome);
+    Ok(())
+}
+
+fn vmclear(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmclear, insn)?;
+    let pointer = cpu.region_operand(insn)?;
+    let outcome = cpu.with_processor(
+        |p, memory| p.vmclear(pointer, memory),
+        Instruction::Vmclear,
+        insn,
+    )?;
+    cpu.conclude(outcome);
+    Ok(())
+}
+
+fn vmptrld(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmptrld, insn)?;
+    let pointer = cpu.region_operand(insn)?;
+    let outcome = cpu.with_processor(
+        |p, memory| p.vmptrld(pointer, memory),
+        Instruction::Vmptrld,
+        insn,
+    )?;
+    cpu.conclude(outcome);
+    Ok(())
+}
+
+fn vmptrst(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmptrst, insn)?;
+    let pointer = cpu.with_processor(|p, _| p.vmptrst(), Instruction::Vmptrst, insn)?;
+    let offset = cpu.effective_address(insn);
+    cpu.store(insn.memory.segment, offset, pointer.0)?;
+    cpu.conclude(VmxOutcome::Succeed);
+    Ok(())
+}
+
+/// Looks at the shadow bitmaps in VMX non-root operation, then judges the preconditions.
+fn check_field_access(
+    cpu: &mut Cpu,
+    instruction: Instruction,
+    insn: &Insn,
+    encoding: u64,
+) -> Exec<bool> {
+    let mut access = ShadowAccess::Exits;
+    if cpu.is_non_root() {
+        let phys = Arc::clone(&cpu.phys);
+        access = cpu.processor().map_or(ShadowAccess::Exits, |p| {
+            p.shadow_access(instruction, encoding, &&*phys)
+        });
+    }
+    cpu.check_vmx_access(instruction, insn, access)?;
+    Ok(access == ShadowAccess::Shadowed)
+}
+
+fn vmread(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let encoding = cpu.register_operand(insn, 1)?;
+    let is_shadowed = check_field_access(cpu, Instruction::Vmread, insn, encoding)?;
+    let read = if is_shadowed {
+        let work =
+            |p: &mut LogicalProcessor, memory: &mut &PhysMap| Ok(p.shadow_vmread(encoding, memory));
+        cpu.with_processor(work, Instruction::Vmread, insn)?
+    } else {
+        let Some(processor) = cpu.processor_mut() else {
+            return Err(Exception::UD.into());
+        };
+        let read = processor.vmread(encoding);
+        read.map_err(|e| cpu.not_executed(e, Instruction::Vmread, insn))?
+    };
+    match read {
+        Vmread::Value(value) if insn.operand_bytes == 8 => cpu.write(insn, 0, value)?,
+        Vmread::Value(value) => cpu.write(insn, 0, value as u32)?,
+        Vmread::Fail(outcome) => {
+            cpu.conclude(outcome);
+            return Ok(());
+        }
+    }
+    cpu.conclude(VmxOutcome::Succeed);
+    Ok(())
+}
+
+fn vmwrite(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let encoding = cpu.register_operand(insn, 0)?;
+    let is_shadowed = check_field_access(cpu, Instruction::Vmwrite, insn, encoding)?;
+    let target = match cpu.processor() {
+        Some(processor) if !is_shadowed => processor.access_target(),
+        _ => Ok(()),
+    };
+    if let Err(outcome) = target {
+        cpu.conclude(outcome);
+        return Ok(());
+    }
+    let value = cpu.register_operand(insn, 1)?;
+    let work = |p: &mut LogicalProcessor, memory: &mut &PhysMap| {
+        if is_shadowed {
+            Ok(p.shadow_vmwrite(encoding, value, memory))
+        } else {
+            p.vmwrite(encoding, value)
+        }
+    };
+    let outcome = cpu.with_processor(work, Instruction::Vmwrite, insn)?;
+    cpu.conclude(outcome);
+    Ok(())
+}
+
+fn vmcall(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmcall, insn)?;
+    let outcome = cpu.with_processor(|p, _| p.vmcall(), Instruction::Vmcall, insn)?;
+    cpu.conclude(outcome);
+    Ok(())
+}
+
+fn getsec(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Getsec, insn)?;
+    // Outside VMX non-root operation: CPUID does not offer SMX.
+    Err(Exception::UD.into())
+}
+
+fn invept(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Invept, insn)?;
+    let kind = cpu.register_operand(insn, 0)?;
+    let checked = cpu.with_processor(
+        |p, _| Ok(p.check_invept_type(kind)),
+        Instruction::Invept,
+        insn,
+    )?;
+    if let Err(outcome) = checked {
+        cpu.conclude(outcome);
+        return Ok(());
+    }
+    let descriptor = cpu.descriptor_operand(insn)?;
+    let judged =
+        cpu.with_processor(|p, _| p.invept(kind, descriptor), Instruction::Invept, insn)?;
+    invalidate(cpu, judged);
+    Ok(())
+}
+
+fn invvpid(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Invvpid, insn)?;
+    let kind = cpu.register_operand(insn, 0)?;
+    let checked = cpu.with_processor(
+        |p, _| Ok(p.check_invvpid_type(kind)),
+        Instruction::Invvpid,
+        insn,
+    )?;
+    if let Err(outcome) = checked {
+        cpu.conclude(outcome);
+        return Ok(());
+    }
+    let descriptor = cpu.descriptor_operand(insn)?;
+    let judged = cpu.with_processor(
+        |p, _| p.invvpid(kind, descriptor),
+        Instruction::Invvpid,
+        insn,
+    )?;
+    invalidate(cpu, judged);
+    Ok(())
+}
+
+/// Drops the translations that INVEPT or INVVPID names, or fails.
+fn invalidate(cpu: &mut Cpu, judged: Result<Invalidation, VmxOutcome>) {
+    match judged {
+        Ok(Invalidation::SingleContextEpt { ep4ta }) => cpu.flush_tlb_ep4ta(ep4ta),
+        Ok(Invalidation::IndividualAddress {
+            address: Linear(address),
+            ..
+        }) => {
+            cpu.flush_tlb_page(Linear(address));
+        }
+        Ok(
+            Invalidation::SingleContext { vpid }
+            | Invalidation::SingleContextRetainingGlobals { vpid },
+        ) => cpu.flush_tlb_vpid(vpid),
+        Ok(Invalidation::AllContextsEpt | Invalidation::AllContexts) => cpu.flush_tlb_all(),
+        Err(outcome) => return cpu.conclude(outcome),
+    }
+    cpu.conclude(VmxOutcome::Succeed);
+}
+
+fn vmlaunch(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmlaunch, insn)?;
+    enter(cpu, EntryInstruction::Vmlaunch, insn)
+}
+
+fn vmresume(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmresume, insn)?;
+    enter(cpu, EntryInstruction::Vmresume, insn)
+}
+
+fn enter(cpu: &mut Cpu, instruction: EntryInstruction, insn: &Insn) -> Exec {
+    match cpu.vm_entry(instruction) {
+        Ok(EntryOutcome::Fail(outcome)) => cpu.conclude(outcome),
+        Ok(EntryOutcome::Aborted(abort)) => return Err(cpu.stop(Stop::VmxAbort(abort as u32))),
+        // Guest state or, after a failure, host state was loaded.
+        Ok(EntryOutcome::Entered(_) | EntryOutcome::Failed(_)) => cpu.next_rip = cpu.state.rip,
+        Err(answer) => {
+            let instruction = match instruction {
+                EntryInstruction::Vmlaunch => Instruction::Vmlaunch,
+                EntryInstruction::Vmresume => Instruction::Vmresume,
+            };
+            return Err(cpu.not_executed(answer, instruction, insn));
+        }
+    }
+    Ok(())
+}
+
+fn vmfunc(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vmx(Instruction::Vmfunc, insn)?;
+    let (eax, ecx) = (cpu.gpr[0] as u32, cpu.gpr[1] as u32);
+    let work = |p: &mut LogicalProcessor, memory: &mut &PhysMap| Ok(p.vmfunc(eax, ecx, memory));
+    match cpu.with_processor(work, Instruction::Vmfunc, insn)? {
+        Vmfunc::Undefined => Err(Exception::UD.into()),
+        Vmfunc::Exit => {
+            let reason = NotExecuted::Exit(Instruction::Vmfunc.exit_reason());
+            Err(cpu.not_executed(reason, Instruction::Vmfunc, insn))
+        }
+        Vmfunc::Switched { eptp } => {
+            cpu.switch_eptp(eptp);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The software TLB: from linear pages to host pages.
+//!
+//! Direct-mapped, with one tag for each kind of access. A tag is the linear page with the number
+//! of the address-space context in its low 12 bits, so that one comparison of
+//! `(address + size - 1) & !0xfff | context` covers the hit, the permission, the context and that
+//! the access stays in one page. What must not be fast (MMIO, writes to ROM, to pages that hold
+//! decoded code, or whose dirty flag is clear) has no tag.
+//!
+//! Contexts are numbered as they appear; forgetting the numbers flushes.
+#![expect(
+    unsafe_code,
+    reason = "the TLB turns linear addresses into host pointers"
+)]
+
+use vmx_model::addr::Hpa;
+
+use super::Access;
+use super::code::CodePage;
+use super::phys::RamPage;
+use crate::width::Width;
+
+/// Number of entries.
+pub(crate) const ENTRIES: usize = 1024;
+
+/// A tag that no access has: the context number 0xfff is never given out.
+const INVALID: u64 = u64::MAX;
+
+/// The last context number.
+const LAST_CONTEXT: u16 = 0xffe;
+
+/// One entry.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Entry {
+    pub(crate) read: u64,
+    pub(crate) write: u64,
+    pub(crate) execute: u64,
+    /// Host address minus linear address.
+    pub(crate) addend: u64,
+}
+
+const EMPTY: Entry = Entry {
+    read: INVALID,
+    write: INVALID,
+    execute: INVALID,
+    addend: 0,
+};
+
+/// The rest of an entry.
+#[derive(Clone, Copy)]
+struct Behind {
+    /// The physical page.
+    physical: u64,
+    /// The tag of an allowed write, whether it may be fast or not.
+    write: u64,
+    code: *const CodePage,
+}
+
+impl Behind {
+    const EMPTY: Self = Self {
+        physical: 0,
+        write: INVALID,
+        code: core::ptr::null(),
+    };
+}
+
+// SAFETY: `code` is only read through, by atomics, and outlives its entry (see `write_beside_code`).
+unsafe impl Send for Behind {}
+
+/// What a walk found, to be entered.
+pub(crate) struct Found<'a> {
+    pub(crate) physical: Hpa,
+    pub(crate) ram: RamPage<'a>,
+    pub(crate) read: bool,
+    pub(crate) write: bool,
+    pub(crate) execute: bool,
+    pub(crate) is_large: bool,
+}
+
+/// An address space, as far as cached translations depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Context {
+    /// User-mode accesses.
+    pub(crate) is_user: bool,
+    /// Supervisor-mode accesses may reach user pages although CR4.SMAP is set (RFLAGS.AC).
+    pub(crate) is_smap_off: bool,
+    /// PCID, 0 without CR4.PCIDE.
+    pub(crate) pcid: u16,
+    /// VPID; 0 outside VMX non-root operation.
+    pub(crate) vpid: u16,
+    /// EPT pointer in use; 0 without EPT.
+    pub(crate) eptp: u64,
+    /// The bits of CR0, CR4 and EFER that translations depend on.
+    pub(crate) modes: u64,
+}
+
+/// The TLB.
+pub(crate) struct Tlb {
+    entries: Box<[Entry; ENTRIES]>,
+    /// The rest of each entry.
+    behind: Box<[Behind; ENTRIES]>,
+    contexts: Vec<(Context, u16)>,
+    next_context: u16,
+    /// Whether a page larger than 4 KiB has been entered since the last flush.
+    has_large: bool,
+}
+
+impl Default for Tlb {
+    fn default() -> Self {
+        Self {
+            entries: Box::new([EMPTY; ENTRIES]),
+            behind: Box::new([Behind::EMPTY; ENTRIES]),
+            contexts: Vec::new(),
+            next_context: 0,
+            has_large: false,
+        }
+    }
+}
+
+#[inline(always)]
+fn index(linear: u64) -> usize {
+    (linear >> 12) as usize & (ENTRIES - 1)
+}
+
+impl Tlb {
+    /// Returns the entry that would hold `linear`.
+    #[inline(always)]
+    pub(crate) fn entry(&self, linear: u64) -> &Entry {
+        &self.entries[index(linear)]
+    }
+
+    /// Returns the physical address of `linear`, if an access of this kind is known to be allowed.
+    #[inline]
+    pub(crate) fn translate(&self, linear: u64, context: u64, access: Access) -> Option<u64> {
+        let e = self.entry(linear);
+        let behind = &self.behind[index(linear)];
+        let tag_now = match access {
+            Access::Read => e.read,
+            Access::Write => behind.write,
+            Access::Execute => e.execute,
+        };
+        (tag_now == linear & !0xfff | context).then_some(behind.physical | linear & 0xfff)
+    }
+
+    /// Writes where the fast way is closed because the page holds decoded code. Returns whether
+    /// code was changed; `None` if the page is not known to be writable.
+    #[inline]
+    pub(crate) fn write_beside_code<W: Width>(
+        &self,
+        linear: u64,
+        context: u64,
+        value: W,
+    ) -> Option<bool> {
+        let behind = &self.behind[index(linear)];
+        if behind.write != tag::<W>(linear, context) {
+            return None;
+        }
+        // SAFETY: as in `read`; the code page lives as long as the processor's view of the map,
+        // and a new view comes with a flush.
+        let code = unsafe {
+            write_host(linear.wrapping_add(self.entry(linear).addend), value);
+            &*behind.code
+        };
+        Some(code.written(linear & 0xfff, W::BYTES))
+    }
+
+    /// Returns the number of `context`.
+    pub(crate) fn number(&mut self, context: &Context) -> u16 {
+        if let Some(&(_, number)) = self.contexts.iter().rev().find(|(c, _)| c == context) {
+            return number;
+        }
+        if self.next_context > LAST_CONTEXT {
+            self.entries.fill(EMPTY);
+            self.behind.fill(Behind::EMPTY);
+            self.contexts.clear();
+            self.next_context = 0;
+        }
+        let number = self.next_context;
+        self.next_context += 1;
+        self.contexts.push((*context, number));
+        number
+    }
+
+    /// Enters a translation to a page of RAM.
+    pub(crate) fn enter(&mut self, linear: u64, context: u64, found: &Found<'_>) {
+        let page = linear & !0xfff;
+        let tag = |is_served| if is_served { page | context } else { INVALID };
+        let n = index(linear);
+        self.entries[n] = Entry {
+            read: tag(found.read),
+            write: tag(found.write && !found.ram.code.has_code()),
+            execute: tag(found.execute),
+            addend: (found.ram.host.as_ptr() as u64).wrapping_sub(page),
+        };
+        self.behind[n] = Behind {
+            physical: found.physical.page().0,
+            write: tag(found.write),
+            code: found.ram.code,
+        };
+        self.has_large |= found.is_large;
+    }
+
+    /// Forgets all translations. Context numbers given out before are void.
+    pub(crate) fn flush(&mut self) {
+        self.flush_contexts(|_| true);
+    }
+
+    /// Forgets the translations of some contexts, whose numbers are then void.
+    pub(crate) fn flush_contexts(&mut self, which: impl Fn(&Context) -> bool) {
+        self.contexts.retain(|(c, _)| !which(c));
+        if self.contexts.is_empty() {
+            self.has_large = false;
+        }
+    }
+
+    /// Forgets the translations of the page (of whatever size) that holds `linear`, in all
+    /// contexts.
+    pub(crate) fn flush_page(&mut self, linear: u64) {
+        if self.has_large {
+            self.flush();
+        } else {
+            self.entries[index(linear)] = EMPTY;
+            self.behind[index(linear)] = Behind::EMPTY;
+        }
+    }
+
+    /// Takes away the right to write fast to a host page.
+    pub(crate) fn protect_host_page(&mut self, host: u64) {
+        for e in self.entries.iter_mut() {
+            if e.write != INVALID && (e.write & !0xfff).wrapping_add(e.addend) == host {
+                e.write = INVALID;
+            }
+        }
+    }
+
+    /// Takes away all rights to write fast.
+    pub(crate) fn protect_all(&mut self) {
+        for e in self.entries.iter_mut() {
+            e.write = INVALID;
+        }
+    }
+
+    /// Looks `linear` up for a read of `W` in `context`; returns the value.
+    #[inline(always)]
+    pub(crate) fn read<W: Width>(&self, linear: u64, context: u64) -> Option<W> {
+        let e = self.entry(linear);
+        // SAFETY: a valid entry holds a host page, and the comparison keeps the access inside it.
+        (e.read == tag::<W>(linear, context))
+            .then(|| unsafe { read_host(linear.wrapping_add(e.addend)) })
+    }
+
+    /// As [`Self::read`], if the page may be written.
+    #[inline(always)]
+    pub(crate) fn read_for_update<W: Width>(&self, linear: u64, context: u64) -> Option<W> {
+        let e = self.entry(linear);
+        // SAFETY: as in `read`.
+        (e.write == tag::<W>(linear, context))
+            .then(|| unsafe { read_host(linear.wrapping_add(e.addend)) })
+    }
+
+    /// Looks `linear` up for a write of `W` in `context`, and writes; false if it is not there.
+    #[inline(always)]
+    pub(crate) fn write<W: Width>(&self, linear: u64, context: u64, value: W) -> bool {
+        let e = self.entry(linear);
+        if e.write != tag::<W>(linear, context) {
+            return false;
+        }
+        // SAFETY: as in `read`.
+        unsafe { write_host(linear.wrapping_add(e.addend), value) };
+        true
+    }
+}
+
+/// The tag that an access of `W` at `linear` must find.
+#[inline(always)]
+pub(crate) fn tag<W: Width>(linear: u64, context: u64) -> u64 {
+    (linear.wrapping_add(W::BYTES as u64 - 1) & !0xfff) | context
+}
+
+/// A value at any address.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Unaligned<W>(W);
+
+/// Reads guest memory: one access, visible to no optimisation.
+///
+/// # Safety
+/// `host` is readable for `W`.
+#[inline(always)]
+pub(crate) unsafe fn read_host<W: Width>(host: u64) -> W {
+    // SAFETY: the caller's.
+    unsafe { (host as *const Unaligned<W>).read_volatile().0 }
+}
+
+/// Writes guest memory: one access, visible to no optimisation.
+///
+/// # Safety
+/// `host` is writable for `W`.
+#[inline(always)]
+pub(crate) unsafe fn write_host<W: Width>(host: u64, value: W) {
+    // SAFETY: the caller's.
+    unsafe { (host as *mut Unaligned<W>).write_volatile(Unaligned(value)) }
+}

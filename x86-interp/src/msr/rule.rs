@@ -1,0 +1,181 @@
+//! What single MSRs read and accept.
+//!
+//! SDM Vol. 4, "Architectural MSRs"; Vol. 3A, "Memory Type Range Registers (MTRRs)", "Page
+//! Attribute Table (PAT)", "Local APIC Status and Location"; Vol. 3B, "Time-Stamp Counter".
+
+use vmx_model::arch::{Cr0, Efer};
+
+use crate::Cpu;
+use crate::cpuid::Feature;
+use crate::mem::walk::physical_mask;
+
+/// IA32_MISC_ENABLE after RESET: fast strings, no BTS, no PEBS, MONITOR.
+pub(super) const MISC_ENABLE_RESET: u64 = MISC_ENABLE_FIXED | 1 << 18 | 1;
+/// Bits of IA32_MISC_ENABLE that always read as one: BTS and PEBS are unavailable.
+const MISC_ENABLE_FIXED: u64 = 1 << 11 | 1 << 12;
+/// Bits of IA32_MISC_ENABLE that can be changed: fast strings, thermal control, MONITOR.
+const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 18;
+
+/// Bits of IA32_APIC_BASE.
+mod apic {
+    pub(super) const BSP: u64 = 1 << 8;
+    pub(super) const EXTD: u64 = 1 << 10;
+    pub(super) const EN: u64 = 1 << 11;
+}
+
+/// IA32_FEATURE_CONTROL: lock, VMXON inside SMX operation, VMXON outside SMX operation.
+pub(super) fn feature_control(cpu: &Cpu, value: u64) -> bool {
+    let smx = if cpu.has(Feature::Smx) { 2 } else { 0 };
+    cpu.msrs.feature_control & 1 == 0 && value & !(5 | smx) == 0
+}
+
+/// Writes the TSC: IA32_TSC_ADJUST moves by the same amount.
+pub(super) fn write_tsc(cpu: &mut Cpu, value: u64) -> Option<()> {
+    let moved = value.wrapping_sub(cpu.tsc());
+    cpu.msrs.tsc_offset = cpu.msrs.tsc_offset.wrapping_add(moved);
+    cpu.msrs.tsc_adjust = cpu.msrs.tsc_adjust.wrapping_add(moved);
+    Some(())
+}
+
+/// Writes IA32_TSC_ADJUST: the TSC moves by the same amount.
+pub(super) fn write_tsc_adjust(cpu: &mut Cpu, value: u64) -> Option<()> {
+    let moved = value.wrapping_sub(cpu.msrs.tsc_adjust);
+    cpu.msrs.tsc_offset = cpu.msrs.tsc_offset.wrapping_add(moved);
+    cpu.msrs.tsc_adjust = value;
+    Some(())
+}
+
+pub(super) fn write_tsc_deadline(cpu: &mut Cpu, value: u64) -> Option<()> {
+    cpu.msrs.tsc_deadline = value;
+    if let Some(apic) = &mut cpu.apic {
+        apic.set_tsc_deadline(value);
+    }
+    Some(())
+}
+
+pub(super) fn read_apic_base(cpu: &mut Cpu) -> u64 {
+    match &mut cpu.apic {
+        Some(apic) => apic.base(),
+        None => cpu.msrs.apic_base,
+    }
+}
+
+/// IA32_APIC_BASE: no reserved bits, and only the transitions that the figure "Local x2APIC State
+/// Transitions" has.
+pub(super) fn write_apic_base(cpu: &mut Cpu, value: u64) -> Option<()> {
+    let old = read_apic_base(cpu);
+    let physical = physical_mask(cpu.cpuid.physical_address_bits()) & !0xfff;
+    let extd = if cpu.has(Feature::X2apic) {
+        apic::EXTD
+    } else {
+        0
+    };
+    let mode = |v: u64| (v & apic::EN != 0, v & apic::EXTD != 0);
+    let is_transition = match (mode(old), mode(value)) {
+        // x2APIC mode without the enable bit does not exist.
+        (_, (false, true)) => false,
+        // From disabled to x2APIC mode, and from x2APIC back to xAPIC mode.
+        ((false, _), (true, true)) | ((true, true), (true, false)) => false,
+        _ => true,
+    };
+    if value & !(physical | apic::BSP | apic::EN | extd) != 0 || !is_transition {
+        return None;
+    }
+    match &mut cpu.apic {
+        Some(apic) => apic.set_base(value).then_some(()),
+        None => {
+            cpu.msrs.apic_base = value;
+            Some(())
+        }
+    }
+}
+
+/// IA32_PRED_CMD: bit 0 is a command.
+pub(super) fn command(_: &mut Cpu, value: u64) -> Option<()> {
+    (value & !1 == 0).then_some(())
+}
+
+/// A write without effect.
+pub(super) fn ignore(_: &mut Cpu, _: u64) -> Option<()> {
+    Some(())
+}
+
+/// Choice: IA32_SYSENTER_CS keeps the 32 bits that its VMCS field holds, as under KVM.
+pub(super) fn write_sysenter_cs(cpu: &mut Cpu, value: u64) -> Option<()> {
+    cpu.state.sysenter_cs = value & 0xffff_ffff;
+    Some(())
+}
+
+pub(super) fn write_misc_enable(cpu: &mut Cpu, value: u64) -> Option<()> {
+    let is_valid = value & !(MISC_ENABLE_WRITABLE | MISC_ENABLE_FIXED) == 0;
+    cpu.msrs.misc_enable = if is_valid {
+        value | MISC_ENABLE_FIXED
+    } else {
+        cpu.msrs.misc_enable
+    };
+    is_valid.then_some(())
+}
+
+/// PAT: eight memory types, UC- among them.
+pub(super) fn pat(_: &Cpu, value: u64) -> bool {
+    value
+        .to_le_bytes()
+        .iter()
+        .all(|t| matches!(t, 0 | 1 | 4..=7))
+}
+
+const fn is_memory_type(value: u64) -> bool {
+    matches!(value as u8, 0 | 1 | 4..=6)
+}
+
+pub(super) fn mtrr_base(cpu: &Cpu, value: u64) -> bool {
+    let physical = physical_mask(cpu.cpuid.physical_address_bits()) & !0xfff;
+    value & !(physical | 0xff) == 0 && is_memory_type(value)
+}
+
+pub(super) fn mtrr_mask(cpu: &Cpu, value: u64) -> bool {
+    let physical = physical_mask(cpu.cpuid.physical_address_bits()) & !0xfff;
+    value & !(physical | 1 << 11) == 0
+}
+
+pub(super) fn mtrr_fixed(_: &Cpu, value: u64) -> bool {
+    value
+        .to_le_bytes()
+        .iter()
+        .all(|&t| is_memory_type(u64::from(t)))
+}
+
+pub(super) fn mtrr_def_type(_: &Cpu, value: u64) -> bool {
+    value & !0xcff == 0 && is_memory_type(value)
+}
+
+pub(super) fn write_pkrs(cpu: &mut Cpu, value: u64) -> Option<()> {
+    if value >> 32 != 0 {
+        return None;
+    }
+    cpu.state.pkrs = value;
+    cpu.flush_tlb_all();
+    Some(())
+}
+
+pub(super) fn read_efer(cpu: &mut Cpu) -> u64 {
+    cpu.state.efer.bits()
+}
+
+/// IA32_EFER: no reserved bits, LME only while paging is off; LMA is not changed.
+pub(super) fn write_efer(cpu: &mut Cpu, value: u64) -> Option<()> {
+    let old = cpu.state.efer;
+    let new = Efer::from_bits_retain(value) & !Efer::LMA | old & Efer::LMA;
+    let changed = old ^ new;
+    let is_paging = cpu.state.cr0.contains(Cr0::PG);
+    if !(cpu.cpuid.efer_supported() | Efer::LMA).contains(new)
+        || (changed.contains(Efer::LME) && is_paging)
+    {
+        return None;
+    }
+    cpu.state.efer = new;
+    if changed.contains(Efer::NXE) {
+        cpu.flush_tlb_all();
+    }
+    Some(())
+}

@@ -1,0 +1,187 @@
+//! Tests of the run loop: counts, kicks, self-modifying code.
+
+use std::sync::Arc;
+
+use iced_x86::code_asm::*;
+use vmx_model::addr::Hpa;
+use vmx_model::arch::{AccessRights, ArchState, Cr0, Efer, Rflags, SegmentRegister};
+
+use crate::bus::{EmptyBus, InstructionClock};
+use crate::mem::phys::{OwnedRam, PhysMap};
+use crate::{Cpu, Stop};
+
+/// Where the tests put code.
+pub(crate) const CODE: u64 = 0x1000;
+/// Top of the tests' stack.
+pub(crate) const STACK: u64 = 0x20000;
+
+/// What kind of code a test runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bits {
+    Real16,
+    Flat32,
+    Long64,
+}
+
+/// Returns a processor with `pages` pages of RAM at 0, without paging, about to execute `code`.
+pub(crate) fn processor(bits: Bits, pages: usize, code: &[u8]) -> Cpu {
+    let map = PhysMap::new();
+    let ram = OwnedRam::new(pages).expect("some pages of RAM");
+    map.add_owned(Hpa(0), Arc::new(ram)).expect("an empty map");
+    map.write_bytes(Hpa(CODE), code);
+    let mut cpu = Cpu::new(map, Box::new(EmptyBus), Box::<InstructionClock>::default());
+    cpu.set_arch_state(&state(bits, &cpu.arch_state()));
+    cpu
+}
+
+fn state(bits: Bits, reset: &ArchState) -> ArchState {
+    let mut state = reset.clone();
+    state.rip = CODE;
+    state.rsp = STACK;
+    state.rflags = Rflags::FIXED1;
+    let (data, code, limit) = match bits {
+        Bits::Real16 => (0x93, 0x93, 0xffff),
+        Bits::Flat32 => (0xc093, 0xc09b, u32::MAX),
+        Bits::Long64 => (0xc093, 0xa09b, u32::MAX),
+    };
+    for s in &mut state.segments[..6] {
+        s.base = 0;
+        s.limit = limit;
+        s.access = AccessRights(data);
+    }
+    state.segment_mut(SegmentRegister::Cs).access = AccessRights(code);
+    if bits != Bits::Real16 {
+        state.cr0 |= Cr0::PE;
+    }
+    if bits == Bits::Long64 {
+        state.efer = Efer::LME | Efer::LMA;
+    }
+    state
+}
+
+fn assemble(
+    bits: u32,
+    f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>,
+) -> Vec<u8> {
+    let mut a = CodeAssembler::new(bits).expect("a known bitness");
+    f(&mut a).expect("valid instructions");
+    a.assemble(CODE).expect("encodable")
+}
+
+/// A loop of 2 instructions, 1000 times, behind one instruction and before a jump to itself.
+fn counted_loop() -> Vec<u8> {
+    assemble(64, |a| {
+        let mut top = a.create_label();
+        let mut end = a.create_label();
+        a.mov(ecx, 1000)?;
+        a.set_label(&mut top)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.set_label(&mut end)?;
+        a.jmp(end)
+    })
+}
+
+#[test]
+fn a_run_stops_after_exactly_its_budget() {
+    for budget in [0, 1, 2, 3, 100, 101, 1999, 2000, 2001, 2002, 5000] {
+        let mut cpu = processor(Bits::Long64, 64, &counted_loop());
+        assert_eq!(cpu.run(budget), Stop::Budget);
+        assert_eq!(cpu.retired(), budget);
+        let expected = 1000_u64.saturating_sub(budget / 2);
+        let count = cpu.general_registers()[1];
+        assert_eq!(
+            count,
+            if budget == 0 { 0 } else { expected },
+            "budget {budget}"
+        );
+    }
+}
+
+#[test]
+fn one_run_equals_many_short_ones() {
+    let mut whole = processor(Bits::Long64, 64, &counted_loop());
+    assert_eq!(whole.run(1500), Stop::Budget);
+    let mut parts = processor(Bits::Long64, 64, &counted_loop());
+    for n in 0.. {
+        let left = 1500 - parts.retired();
+        if left == 0 {
+            break;
+        }
+        assert_eq!(parts.run(left.min(n % 7 + 1)), Stop::Budget);
+    }
+    assert_eq!(whole.arch_state(), parts.arch_state());
+    assert_eq!(whole.general_registers(), parts.general_registers());
+}
+
+#[test]
+fn a_kick_before_the_run_ends_it_before_its_first_instruction() {
+    let mut cpu = processor(Bits::Long64, 64, &counted_loop());
+    cpu.kicker().kick();
+    assert_eq!(cpu.run(10), Stop::Kick);
+    assert_eq!(cpu.retired(), 0);
+    assert_eq!(cpu.run(10), Stop::Budget);
+}
+
+#[test]
+fn a_kick_from_another_thread_ends_an_endless_loop() {
+    let mut cpu = processor(Bits::Long64, 64, &counted_loop());
+    let kicker = cpu.kicker();
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        kicker.kick();
+    });
+    assert_eq!(cpu.run(u64::MAX), Stop::Kick);
+    thread.join().expect("the kicking thread does not panic");
+}
+
+#[test]
+fn an_instruction_that_changes_the_next_one_is_obeyed() {
+    let code = assemble(64, |a| {
+        // The store replaces the immediate of the MOV behind it.
+        let mut target = a.create_label();
+        a.lea(rbx, ptr(target))?;
+        a.mov(byte_ptr(rbx + 1), 42)?;
+        a.set_label(&mut target)?;
+        a.mov(eax, 1)
+    });
+    let mut cpu = processor(Bits::Long64, 64, &code);
+    assert_eq!(cpu.run(3), Stop::Budget);
+    assert_eq!(cpu.general_registers()[0], 42);
+}
+
+#[test]
+fn code_that_was_run_and_then_overwritten_is_decoded_anew() {
+    let code = assemble(64, |a| {
+        let mut top = a.create_label();
+        a.lea(rbx, ptr(top))?;
+        a.set_label(&mut top)?;
+        a.mov(eax, 0)?;
+        a.add(edx, eax)?;
+        a.inc(byte_ptr(rbx + 1))?;
+        a.jmp(top)
+    });
+    let mut cpu = processor(Bits::Long64, 64, &code);
+    assert_eq!(cpu.run(1 + 4 * 10), Stop::Budget);
+    assert_eq!(cpu.general_registers()[2], (0..10).sum::<u64>());
+}
+
+#[test]
+fn code_written_from_outside_between_runs_is_seen() {
+    let mut cpu = processor(Bits::Long64, 64, &[0xb8, 1, 0, 0, 0, 0xeb, 0xf9]);
+    assert_eq!(cpu.run(100), Stop::Budget);
+    assert_eq!(cpu.general_registers()[0], 1);
+    cpu.phys.write_bytes(Hpa(CODE + 1), &[9]);
+    assert_eq!(cpu.run(2), Stop::Budget);
+    assert_eq!(cpu.general_registers()[0], 9);
+}
+
+#[test]
+fn an_instruction_across_a_page_boundary_runs() {
+    let mut code = vec![0x90; 4094];
+    code.extend([0xb8, 7, 0, 0, 0, 0xeb, 0xfe]);
+    let mut cpu = processor(Bits::Long64, 64, &code);
+    assert_eq!(cpu.run(4094 + 1 + 100), Stop::Budget);
+    assert_eq!(cpu.general_registers()[0], 7);
+    assert_eq!(cpu.arch_state().rip, CODE + 4094 + 5);
+}

@@ -1,0 +1,95 @@
+//! The processor's side of VMX: what is asked of [`vmx_model`], and what is done with the answers.
+//!
+//! Nothing about VMX is decided here. A [`LogicalProcessor`] is attached to a [`Cpu`]; the handlers
+//! of [`crate::exec`] ask it (or its current VMCS) whether something causes a VM exit; `entry`
+//! applies the plan of a VM entry, `exit` carries a VM exit out.
+//!
+//! The software in VMX root operation is either code that this processor executes (a hypervisor in
+//! an image), or native code of the host program (a hypervisor in the same program): see
+//! [`RootSoftware`].
+
+mod context;
+mod entry;
+mod exit;
+mod info;
+mod timer;
+
+pub(crate) use entry::AddressSpaceTag;
+pub use entry::EntryInstruction;
+
+use vmx_model::exit::VmExit;
+use vmx_model::precondition::VmxOperation;
+use vmx_model::processor::LogicalProcessor;
+
+use crate::{Cpu, Fault};
+
+/// Who is in VMX root operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RootSoftware {
+    /// Code that this processor executes: a VM exit goes on at the host RIP of the VMCS.
+    #[default]
+    Guest,
+    /// Native code of the host program: a VM exit ends [`Cpu::run`].
+    Native,
+}
+
+/// The VMX part of a processor.
+#[derive(Default)]
+pub(crate) struct VmxContext {
+    processor: Option<Box<LogicalProcessor>>,
+    root: RootSoftware,
+    /// Whether the processor is in VMX non-root operation: the logical processor knows it too, but
+    /// this is asked often.
+    is_non_root: bool,
+    /// Whether an MTF VM exit is pending.
+    pub(crate) has_pending_mtf: bool,
+    /// The VMX-preemption timer, while it is active.
+    timer: Option<timer::PreemptionTimer>,
+    /// The description behind [`Fault::VmExit`].
+    pending_exit: Option<Box<VmExit>>,
+}
+
+impl Cpu {
+    /// Attaches the VMX state of a logical processor, and returns what was attached before.
+    ///
+    /// Without one the processor has no VMX: its instructions are undefined.
+    pub fn attach_processor(
+        &mut self,
+        processor: Box<LogicalProcessor>,
+        root: RootSoftware,
+    ) -> Option<Box<LogicalProcessor>> {
+        self.vmx.root = root;
+        self.vmx.is_non_root = processor.operation() == VmxOperation::NonRoot;
+        self.vmx.processor.replace(processor)
+    }
+
+    /// Detaches the VMX state, for native software that moves to another processor.
+    pub fn detach_processor(&mut self) -> Option<Box<LogicalProcessor>> {
+        self.vmx.processor.take()
+    }
+
+    /// Returns the VMX state, if there is one.
+    #[must_use]
+    pub fn processor(&self) -> Option<&LogicalProcessor> {
+        self.vmx.processor.as_deref()
+    }
+
+    /// Returns the VMX state for native software in VMX root operation, which executes VMX
+    /// instructions as methods.
+    pub fn processor_mut(&mut self) -> Option<&mut LogicalProcessor> {
+        self.vmx.processor.as_deref_mut()
+    }
+
+    /// Whether the processor is in VMX non-root operation.
+    #[must_use]
+    #[inline]
+    pub fn is_non_root(&self) -> bool {
+        self.vmx.is_non_root
+    }
+
+    /// Records a VM exit that the current instruction or event causes.
+    pub(crate) fn vm_exit(&mut self, exit: VmExit) -> Fault {
+        self.vmx.pending_exit = Some(Box::new(exit));
+        Fault::VmExit
+    }
+}

@@ -1,0 +1,108 @@
+//! VM entries: the plan of the model is applied to the processor (SDM Vol. 3C, chapter "VM
+//! Entries").
+
+use std::sync::Arc;
+
+use vmx_model::controls::SecondaryControls;
+use vmx_model::entry::EntryPlan;
+use vmx_model::field::Field;
+use vmx_model::precondition::NotExecuted;
+use vmx_model::processor::EntryOutcome;
+
+use crate::Cpu;
+
+/// The instruction of a VM entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryInstruction {
+    /// VMLAUNCH.
+    Vmlaunch,
+    /// VMRESUME.
+    Vmresume,
+}
+
+/// What the address-space context in use is keyed by, besides PCID and privilege.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AddressSpaceTag {
+    /// VPID; 0 outside VMX non-root operation and without "enable VPID".
+    pub(crate) vpid: u16,
+    /// EPT pointer; 0 without EPT.
+    pub(crate) eptp: u64,
+}
+
+impl Cpu {
+    /// Executes VMLAUNCH or VMRESUME for native software in VMX root operation. When the guest was
+    /// entered, [`Cpu::run`] runs it.
+    ///
+    /// # Errors
+    /// #UD outside VMX operation, or a VM exit that cannot be (the processor is in VMX non-root
+    /// operation already).
+    pub fn vm_entry(&mut self, instruction: EntryInstruction) -> Result<EntryOutcome, NotExecuted> {
+        let Some(mut processor) = self.vmx.processor.take() else {
+            return Err(NotExecuted::Fault(vmx_model::event::Exception::UD));
+        };
+        let state = self.arch_state();
+        let phys = Arc::clone(&self.phys);
+        let outcome = match instruction {
+            EntryInstruction::Vmlaunch => processor.vmlaunch(&state, &mut &*phys, self),
+            EntryInstruction::Vmresume => processor.vmresume(&state, &mut &*phys, self),
+        };
+        self.vmx.processor = Some(processor);
+        if let Ok(EntryOutcome::Entered(plan)) = &outcome {
+            self.begin_non_root(plan);
+        }
+        outcome
+    }
+
+    /// What is left of a VM entry when guest state has been loaded.
+    fn begin_non_root(&mut self, plan: &EntryPlan) {
+        let Some(vmcs) = self.processor().and_then(|p| p.current_vmcs()) else {
+            return;
+        };
+        let secondary = vmcs.secondary();
+        let has = |control| secondary.contains(control);
+        let vpid = if has(SecondaryControls::ENABLE_VPID) {
+            vmcs.get(Field::VPID)
+        } else {
+            0
+        };
+        let eptp = if has(SecondaryControls::ENABLE_EPT) {
+            vmcs.get(Field::EPT_POINTER)
+        } else {
+            0
+        };
+        self.vmx.is_non_root = true;
+        self.delivering = plan.event;
+        self.vmx.has_pending_mtf = plan.has_pending_mtf;
+        self.start_preemption_timer(plan.preemption_timer);
+        self.set_address_space_tag(AddressSpaceTag {
+            vpid: vpid as u16,
+            eptp,
+        });
+        if plan.flushes_vpid_0 {
+            self.flush_tlb_vpid(0);
+        }
+    }
+
+    /// VMFUNC has switched to another EPT pointer.
+    pub(crate) fn switch_eptp(&mut self, eptp: u64) {
+        let vpid = self
+            .processor()
+            .and_then(|p| p.current_vmcs())
+            .map_or(0, |vmcs| {
+                if vmcs.secondary().contains(SecondaryControls::ENABLE_VPID) {
+                    vmcs.get(Field::VPID) as u16
+                } else {
+                    0
+                }
+            });
+        self.set_address_space_tag(AddressSpaceTag { vpid, eptp });
+    }
+
+    /// What changes for the processor itself when it is in VMX root operation again.
+    pub(crate) fn enter_root(&mut self) {
+        self.vmx.is_non_root = false;
+        self.vmx.has_pending_mtf = false;
+        self.vmx.timer = None;
+        self.set_address_space_tag(AddressSpaceTag::default());
+    }
+}

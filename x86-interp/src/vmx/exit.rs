@@ -1,0 +1,49 @@
+//! VM exits: from the recorded exit to host state (SDM Vol. 3C, chapter "VM Exits").
+
+use std::sync::Arc;
+
+use vmx_model::arch::ArchState;
+use vmx_model::processor::Registers;
+
+use super::RootSoftware;
+use crate::stop::Stop;
+use crate::{Cpu, Exec};
+
+impl Registers for Cpu {
+    fn load_state(&mut self, state: &ArchState) {
+        self.state.clone_from(state);
+        self.gpr[4] = state.rsp;
+        self.set_rflags(state.rflags);
+    }
+}
+
+impl Cpu {
+    /// Carries out the VM exit that was recorded with [`crate::Fault::VmExit`].
+    ///
+    /// # Errors
+    /// [`crate::Fault::Stop`] if the software in VMX root operation is native code, or after a VMX abort.
+    pub(crate) fn complete_vm_exit(&mut self) -> Exec {
+        let (Some(mut exit), Some(mut processor)) =
+            (self.vmx.pending_exit.take(), self.vmx.processor.take())
+        else {
+            return Ok(());
+        };
+        exit.preemption_timer = self.preemption_timer_value();
+        if let Some(event) = self.delivering.take() {
+            if exit.instruction_length == 0 {
+                exit.instruction_length = event.instruction_length;
+            }
+            exit.idt_vectoring = Some(event);
+        }
+        let guest = self.arch_state();
+        let phys = Arc::clone(&self.phys);
+        let done = processor.vm_exit(&exit, &guest, &mut &*phys, self);
+        self.vmx.processor = Some(processor);
+        self.enter_root();
+        match (done, self.vmx.root) {
+            (Err(abort), _) => Err(self.stop(Stop::VmxAbort(abort as u32))),
+            (Ok(()), RootSoftware::Native) => Err(self.stop(Stop::VmExit)),
+            (Ok(()), RootSoftware::Guest) => Ok(()),
+        }
+    }
+}
