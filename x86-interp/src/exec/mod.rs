@@ -6,6 +6,7 @@
 mod arithmetic;
 mod bcd;
 mod bit;
+mod cache;
 mod common;
 mod condition;
 mod control;
@@ -17,10 +18,12 @@ mod fast_call;
 mod flags;
 mod form;
 mod interrupt;
+mod io;
 pub(crate) mod iret;
 mod logic;
 mod msr;
 mod nothing;
+mod protection;
 pub(crate) mod segment;
 mod shift;
 mod stack;
@@ -79,6 +82,9 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     cpuid::lookup,
     msr::lookup,
     time::lookup,
+    io::lookup,
+    cache::lookup,
+    protection::lookup,
 ];
 
 /// Returns who executes an instruction; `None` if nobody does yet.

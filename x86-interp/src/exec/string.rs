@@ -17,8 +17,8 @@ use crate::mem::access::address_mask;
 use crate::width::Width;
 use crate::{Cpu, Exec};
 
-const RSI: u8 = 6;
-const RDI: u8 = 7;
+pub(crate) const RSI: u8 = 6;
+pub(crate) const RDI: u8 = 7;
 
 /// The largest number of iterations before events are looked for.
 const PORTION: u32 = 1024;
@@ -106,7 +106,7 @@ fn store_destination<W: Width>(cpu: &mut Cpu, insn: &Insn, value: W) -> Exec {
 }
 
 /// Moves SI or DI to the next element, by DF.
-fn advance<W: Width>(cpu: &mut Cpu, insn: &Insn, number: u8) {
+pub(crate) fn advance<W: Width>(cpu: &mut Cpu, insn: &Insn, number: u8) {
     let size = W::BYTES as u64;
     let step = if cpu.rflags().contains(Rflags::DF) {
         size.wrapping_neg()
@@ -133,7 +133,7 @@ pub(crate) fn portion(cpu: &Cpu) -> u32 {
 }
 
 /// Runs `body` once, or with a repeat prefix as often as the counter tells.
-fn repeat(cpu: &mut Cpu, insn: &Insn, body: impl Fn(&mut Cpu) -> Exec) -> Exec {
+pub(crate) fn repeat(cpu: &mut Cpu, insn: &Insn, body: impl Fn(&mut Cpu) -> Exec) -> Exec {
     if insn.repeat == Repeat::None {
         return body(cpu);
     }

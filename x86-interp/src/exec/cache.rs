@@ -1,0 +1,155 @@
+//! Caches, ordering, waiting: WBINVD, INVD, WBNOINVD, CLFLUSH, CLFLUSHOPT, CLWB, CLDEMOTE, LFENCE,
+//! SFENCE, MFENCE, SERIALIZE, PAUSE, MONITOR, MWAIT; and RSM, which is undefined outside SMM.
+//!
+//! SDM Vol. 2: the instructions. There is no cache to flush; what these instructions check, they
+//! check.
+
+use std::sync::atomic::{Ordering, fence};
+
+use iced_x86::{Code, Mnemonic};
+use vmx_model::event::Exception;
+
+use super::{Row, Traits};
+use crate::insn::{Insn, Plain};
+use crate::mem::{Access, Privilege};
+use crate::{Cpu, Exec};
+
+/// IA32_MISC_ENABLE: MONITOR and MWAIT are enabled.
+const MISC_ENABLE_MONITOR: u64 = 1 << 18;
+/// ECX of MWAIT: interrupts end the wait even if they are masked.
+const MWAIT_INTERRUPT_BREAK: u64 = 1;
+
+/// Returns who executes an instruction of this file.
+pub(crate) fn lookup(code: Code) -> Option<Row> {
+    let (plain, traits): (Plain, Traits) = match code.mnemonic() {
+        Mnemonic::Wbinvd | Mnemonic::Invd | Mnemonic::Wbnoinvd => (wbinvd, Traits::OUTSIDE),
+        Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => (clflush, Traits::empty()),
+        Mnemonic::Cldemote | Mnemonic::Pause => (nothing, Traits::empty()),
+        Mnemonic::Lfence | Mnemonic::Sfence | Mnemonic::Mfence => (mfence, Traits::empty()),
+        Mnemonic::Serialize => (mfence, Traits::OUTSIDE),
+        Mnemonic::Monitor => (monitor, Traits::empty()),
+        Mnemonic::Mwait => (mwait, Traits::ENDS_BLOCK),
+        Mnemonic::Rsm => (rsm, Traits::ENDS_BLOCK),
+        _ => return None,
+    };
+    let ends = if traits.contains(Traits::OUTSIDE) {
+        Traits::ENDS_BLOCK
+    } else {
+        Traits::empty()
+    };
+    Some(Row {
+        plain,
+        traits: traits | ends,
+    })
+}
+
+/// WBINVD, INVD, WBNOINVD.
+fn wbinvd(cpu: &mut Cpu, _: &Insn) -> Exec {
+    cpu.require_cpl0()
+}
+
+/// CLFLUSH, CLFLUSHOPT, CLWB: "permission checking as a byte load".
+fn clflush(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let linear = cpu.operand_linear(insn, 1, Access::Read)?;
+    cpu.translate(linear, Access::Read, Privilege::Current)?;
+    Ok(())
+}
+
+/// CLDEMOTE, PAUSE: hints.
+fn nothing(_: &mut Cpu, _: &Insn) -> Exec {
+    Ok(())
+}
+
+/// MFENCE, LFENCE, SFENCE, SERIALIZE: later accesses of this processor come after earlier ones,
+/// also as other processors, which are other host threads, see them.
+fn mfence(_: &mut Cpu, _: &Insn) -> Exec {
+    fence(Ordering::SeqCst);
+    Ok(())
+}
+
+/// MONITOR: a byte load from DS:rAX.
+fn monitor(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    require_monitor(cpu)?;
+    if cpu.gpr[1] as u32 != 0 {
+        return Err(Exception::gp(0).into());
+    }
+    let offset = cpu.address_register(0, insn.address_bytes);
+    let linear = cpu.linear(insn.memory.segment, offset, 1, Access::Read)?;
+    cpu.translate(linear, Access::Read, Privilege::Current)?;
+    Ok(())
+}
+
+/// MWAIT. Choice: it does not wait, as if a store or another event had ended the wait at once;
+/// that is always allowed.
+fn mwait(cpu: &mut Cpu, _: &Insn) -> Exec {
+    require_monitor(cpu)?;
+    if u64::from(cpu.gpr[1] as u32) & !MWAIT_INTERRUPT_BREAK != 0 {
+        return Err(Exception::gp(0).into());
+    }
+    Ok(())
+}
+
+/// #UD unless the CPL is 0 and MONITOR is enabled.
+fn require_monitor(cpu: &Cpu) -> Exec {
+    if cpu.cpl() != 0 || cpu.msrs.misc_enable & MISC_ENABLE_MONITOR == 0 {
+        return Err(Exception::UD.into());
+    }
+    Ok(())
+}
+
+/// RSM: there is no SMM.
+fn rsm(_: &mut Cpu, _: &Insn) -> Exec {
+    Err(Exception::UD.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::test_cpu::{DATA, GP, UD, execute, long_mode, user};
+    use crate::{Exec, Fault};
+    use vmx_model::event::{Exception, vector};
+
+    #[test]
+    fn privileged_ones_fault_in_user_mode() {
+        let rows: &[(&str, &[u8], Exec)] = &[
+            ("WBINVD", &[0x0f, 0x09], GP),
+            ("INVD", &[0x0f, 0x08], GP),
+            ("MONITOR", &[0x0f, 0x01, 0xc8], UD),
+            ("MWAIT", &[0x0f, 0x01, 0xc9], UD),
+            ("MFENCE", &[0x0f, 0xae, 0xf0], Ok(())),
+            ("PAUSE", &[0xf3, 0x90], Ok(())),
+        ];
+        for (name, code, expected) in rows {
+            let mut cpu = long_mode();
+            cpu.gpr[0] = DATA;
+            assert_eq!(execute(&mut cpu, code), Ok(()), "{name}");
+            assert_eq!(execute(&mut user(cpu), code), *expected, "{name}");
+        }
+        assert_eq!(execute(&mut long_mode(), &[0x0f, 0xaa]), UD, "RSM");
+    }
+
+    #[test]
+    fn monitor_and_mwait_refuse_unknown_extensions() {
+        let mut cpu = long_mode();
+        cpu.gpr[1] = 1;
+        assert_eq!(execute(&mut cpu, &[0x0f, 0x01, 0xc8]), GP);
+        assert_eq!(execute(&mut cpu, &[0x0f, 0x01, 0xc9]), Ok(()));
+        cpu.gpr[1] = 2;
+        assert_eq!(execute(&mut cpu, &[0x0f, 0x01, 0xc9]), GP);
+        cpu.msrs.misc_enable = 0;
+        assert_eq!(execute(&mut cpu, &[0x0f, 0x01, 0xc8]), UD);
+    }
+
+    #[test]
+    fn clflush_faults_as_a_load() {
+        let mut cpu = long_mode();
+        cpu.gpr[0] = 1 << 40;
+        let result = execute(&mut cpu, &[0x0f, 0xae, 0x38]);
+        let Err(Fault::Exception(Exception {
+            vector, payload, ..
+        })) = result
+        else {
+            panic!("{result:?}");
+        };
+        assert_eq!((vector, payload), (vector::PF, 1 << 40));
+    }
+}
