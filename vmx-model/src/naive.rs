@@ -251,7 +251,7 @@ impl NaiveMachine {
         } else {
             width
         };
-        pointer.0 % 4096 != 0 || u128::from(pointer.0) >= 1 << limit
+        pointer.page_offset() != 0 || u128::from(pointer.0) >= 1 << limit
     }
 
     /// Returns the first dword at `pointer`; where no memory is, all ones.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::invariants::{self, Snapshot};
 use super::machine::Machine;
-use super::sequence::{self, Random, Step};
+use super::sequence::{self, Discipline, Random, Step};
 use super::{Answer, NaiveMachine};
 use crate::addr::Hpa;
 use crate::capability::VmxProfile;
@@ -12,8 +12,8 @@ use crate::field::Field;
 use crate::region::{RegionHeader, RegionLayout};
 use crate::registry::CpuId;
 
-/// How many steps a sequence has after the processors' beginnings.
-pub const LENGTH: usize = 48;
+/// About how many steps a sequence has.
+pub const LENGTH: usize = 64;
 
 /// How often things happened, so that a test can see that the sequences reach what they should.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,23 +102,32 @@ pub fn run_sequence(
     seed: u64,
     cpus: u32,
 ) -> Result<Statistics, Divergence> {
-    let steps = sequence::sequence(&mut Random::new(seed), cpus, LENGTH);
-    run_steps(profile, &steps, cpus).map_err(|found| shrink(profile, seed, found, cpus))
+    let discipline = if seed.is_multiple_of(2) {
+        Discipline::WellBehaved
+    } else {
+        Discipline::Wild
+    };
+    let steps = sequence::sequence(&mut Random::new(seed), discipline, cpus, LENGTH);
+    run_steps(profile, discipline, &steps, cpus)
+        .map_err(|found| shrink(profile, discipline, seed, found, cpus))
 }
 
-/// Runs the given steps.
+/// Runs the given steps. With [`Discipline::WellBehaved`] any report of an undefined use of the state
+/// machine is a divergence.
 ///
 /// # Errors
 ///
 /// The divergence, not shortened; its seed is 0.
 pub fn run_steps(
     profile: &Arc<VmxProfile>,
+    discipline: Discipline,
     steps: &[Step],
     cpus: u32,
 ) -> Result<Statistics, Divergence> {
     let mut pair = Pair {
         machine: Machine::new(profile, cpus),
         naive: NaiveMachine::new(Arc::clone(profile), cpus),
+        discipline,
         has_misuse: false,
         statistics: Statistics {
             sequences: 1,
@@ -139,13 +148,19 @@ pub fn run_steps(
 }
 
 /// Leaves out steps as long as there still is a divergence.
-fn shrink(profile: &Arc<VmxProfile>, seed: u64, mut found: Divergence, cpus: u32) -> Divergence {
+fn shrink(
+    profile: &Arc<VmxProfile>,
+    discipline: Discipline,
+    seed: u64,
+    mut found: Divergence,
+    cpus: u32,
+) -> Divergence {
     let mut n = found.steps.len();
     while n > 0 {
         n -= 1;
         let mut fewer = found.steps.clone();
         fewer.remove(n);
-        if let Err(shorter) = run_steps(profile, &fewer, cpus) {
+        if let Err(shorter) = run_steps(profile, discipline, &fewer, cpus) {
             found = shorter;
             n = n.min(found.steps.len());
         }
@@ -156,6 +171,7 @@ fn shrink(profile: &Arc<VmxProfile>, seed: u64, mut found: Divergence, cpus: u32
 struct Pair {
     machine: Machine,
     naive: NaiveMachine,
+    discipline: Discipline,
     has_misuse: bool,
     statistics: Statistics,
 }
@@ -210,6 +226,9 @@ impl Pair {
             return Err(format!(
                 "the sanitizer reports {ours:?}, the model {theirs:?}"
             ));
+        }
+        if self.discipline == Discipline::WellBehaved && !ours.is_empty() {
+            return Err(format!("well-behaved software is reported for {ours:?}"));
         }
         self.has_misuse |= !ours.is_empty();
         self.statistics.misuses += ours.len() as u64;

@@ -135,118 +135,56 @@ impl Random {
     }
 }
 
-/// Returns a sequence of `length` steps on `cpus` processors. Most processors begin with VMXON.
-#[must_use]
-pub fn sequence(random: &mut Random, cpus: u32, length: usize) -> Vec<Step> {
-    let mut steps = Vec::with_capacity(length + 4 * cpus as usize);
-    for cpu in 0..cpus {
-        if !random.is_one_in(8) {
-            begin(random, cpu, &mut steps);
-        }
-    }
-    for _ in 0..length {
-        let cpu = random.below(u64::from(cpus)) as u32;
-        let action = action(random, cpus);
-        steps.push(Step { cpu, action });
-    }
-    steps
+/// How software uses VMCSs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discipline {
+    /// Each processor has regions of its own, VMCLEARs them before it uses them, and stays in VMX
+    /// operation: nothing undefined happens.
+    WellBehaved,
+    /// Anything.
+    Wild,
 }
 
-/// What software does first: VMXON, and mostly a VMCS that can be launched.
-fn begin(random: &mut Random, cpu: u32, steps: &mut Vec<Step>) {
-    let region = REGIONS[cpu as usize % REGIONS.len()];
-    let usual = [
-        Action::Vmxon(vmxon_region(cpu)),
-        Action::Vmclear(region),
-        Action::Vmptrld(region),
-        Action::Prepare(None),
-    ];
-    let count = if random.is_one_in(3) { 1 } else { usual.len() };
-    steps.extend(usual[..count].iter().map(|action| Step {
-        cpu,
-        action: *action,
-    }));
+/// Returns a sequence of about `length` steps on `cpus` processors. Most processors begin with
+/// VMXON.
+#[must_use]
+pub fn sequence(
+    random: &mut Random,
+    discipline: Discipline,
+    cpus: u32,
+    length: usize,
+) -> Vec<Step> {
+    let mut generator = Generator {
+        random,
+        discipline,
+        cpus,
+        cpu: 0,
+        steps: Vec::with_capacity(2 * length),
+    };
+    for cpu in 0..cpus {
+        generator.cpu = cpu;
+        generator.begin();
+    }
+    while generator.steps.len() < length {
+        generator.cpu = generator.random.below(u64::from(cpus)) as u32;
+        generator.act();
+    }
+    generator.steps
+}
+
+struct Generator<'a> {
+    random: &'a mut Random,
+    discipline: Discipline,
+    cpus: u32,
+    /// The processor that acts.
+    cpu: u32,
+    steps: Vec<Step>,
 }
 
 /// Returns the page that `cpu` usually gives to VMXON.
 #[must_use]
 pub const fn vmxon_region(cpu: u32) -> Hpa {
     VMXON_REGIONS.offset(cpu as u64 * 0x1000)
-}
-
-type Generate = fn(&mut Random, u32) -> Action;
-
-/// Weight and generator.
-const ACTIONS: &[(u64, Generate)] = &[
-    (4, |r, cpus| Action::Vmxon(any_pointer(r, cpus))),
-    (2, |_, _| Action::Vmxoff),
-    (10, |r, cpus| Action::Vmclear(any_pointer(r, cpus))),
-    (16, |r, cpus| Action::Vmptrld(any_pointer(r, cpus))),
-    (3, |_, _| Action::Vmptrst),
-    (12, |r, _| Action::Vmread(any_encoding(r))),
-    (14, any_vmwrite),
-    (9, |r, _| Action::Vmlaunch(any_blocking(r))),
-    (7, |r, _| Action::Vmresume(any_blocking(r))),
-    (8, any_prepare),
-    (12, any_exit),
-    (1, |_, _| Action::Vmcall),
-    (1, |r, _| {
-        Action::Vmfunc(r.below(3) as u32, r.below(600) as u32)
-    }),
-    (2, |r, _| Action::Invept(r.below(4), any_descriptor(r))),
-    (2, |r, _| Action::Invvpid(r.below(5), any_descriptor(r))),
-    (2, |_, _| Action::Init),
-    (1, |_, _| Action::Reset),
-    (2, |r, cpus| {
-        Action::RemoteVmclear(r.below(u64::from(cpus)) as u32, r.pick(&REGIONS))
-    }),
-    (2, any_store),
-    (2, |r, _| Action::Copy(r.pick(&REGIONS), r.pick(&REGIONS))),
-];
-
-fn action(random: &mut Random, cpus: u32) -> Action {
-    let total: u64 = ACTIONS.iter().map(|(weight, _)| weight).sum();
-    let mut n = random.below(total);
-    for (weight, generate) in ACTIONS {
-        if n < *weight {
-            return generate(random, cpus);
-        }
-        n -= weight;
-    }
-    Action::Vmptrst
-}
-
-fn any_pointer(random: &mut Random, cpus: u32) -> Hpa {
-    match random.below(16) {
-        0 => random.pick(&NO_REGIONS),
-        1 => vmxon_region(random.below(u64::from(cpus)) as u32),
-        _ => random.pick(&REGIONS),
-    }
-}
-
-fn any_blocking(random: &mut Random) -> Blocking {
-    if random.is_one_in(8) {
-        Blocking::MovSs
-    } else {
-        Blocking::None
-    }
-}
-
-fn any_field(random: &mut Random) -> Field {
-    random.pick(&Field::ALL)
-}
-
-fn any_encoding(random: &mut Random) -> u64 {
-    let known = u64::from(any_field(random).encoding());
-    match random.below(16) {
-        0 => random.next(),
-        1 => random.below(1 << 16),
-        2 => known | 1 << (15 + random.below(49)),
-        3 | 4 => known | 1,
-        5 | 6 => u64::from(Field::VM_INSTRUCTION_ERROR.encoding()),
-        7 => u64::from(Field::EXIT_REASON.encoding()),
-        _ => known,
-    }
 }
 
 /// Fields of which most values let VM entry succeed.
@@ -258,68 +196,244 @@ const BENIGN: [Field; 5] = [
     Field::GUEST_IA32_SYSENTER_CS,
 ];
 
-fn any_vmwrite(random: &mut Random, _: u32) -> Action {
-    let value = any_value(random);
-    if random.is_one_in(2) {
-        let field = random.pick(&BENIGN);
-        let is_high = field.width() == Width::W64 && random.is_one_in(2);
-        return Action::Vmwrite(u64::from(field.encoding()) | u64::from(is_high), value);
+/// Weight and generator.
+const ACTIONS: &[(u64, fn(&mut Generator<'_>) -> Vec<Action>)] = &[
+    (3, |g| vec![Action::Vmxon(g.any_vmxon_pointer())]),
+    (2, |g| g.vmxoff()),
+    (8, |g| vec![Action::Vmclear(g.any_pointer())]),
+    (12, |g| vec![Action::Vmptrld(g.any_pointer())]),
+    (3, |_| vec![Action::Vmptrst]),
+    (12, |g| vec![Action::Vmread(g.any_encoding())]),
+    (12, |g| g.vmwrite()),
+    (8, |g| vec![Action::Vmlaunch(g.any_blocking())]),
+    (8, |g| vec![Action::Vmresume(g.any_blocking())]),
+    (6, |_| vec![Action::Prepare(None)]),
+    (3, |g| g.prepare_shadowing()),
+    (5, |g| g.enter()),
+    (14, |g| g.exit()),
+    (1, |_| vec![Action::Vmcall]),
+    (2, |g| vec![Action::Vmfunc(g.below(70), g.below(600))]),
+    (2, |g| {
+        vec![Action::Invept(g.random.below(4), g.any_descriptor())]
+    }),
+    (2, |g| {
+        vec![Action::Invvpid(g.random.below(5), g.any_descriptor())]
+    }),
+    (2, |_| vec![Action::Init]),
+    (1, |_| vec![Action::Reset]),
+    (2, |g| {
+        vec![Action::RemoteVmclear(g.below(g.cpus), g.own_region())]
+    }),
+    (2, |g| g.store()),
+    (2, |g| vec![Action::Copy(g.own_region(), g.own_region())]),
+];
+
+impl Generator<'_> {
+    fn push(&mut self, action: Action) {
+        let cpu = self.cpu;
+        self.steps.push(Step { cpu, action });
     }
-    let encoding = any_encoding(random);
-    let field = u32::try_from(encoding).ok().and_then(Field::from_encoding);
-    match field.map(|(field, _)| field) {
-        // What these name is memory of which the naive model knows no bytes.
-        Some(
-            Field::VM_ENTRY_MSR_LOAD_COUNT
-            | Field::VM_EXIT_MSR_LOAD_COUNT
-            | Field::VM_EXIT_MSR_STORE_COUNT,
-        ) => Action::Vmwrite(encoding, 0),
-        Some(Field::VMREAD_BITMAP_ADDRESS | Field::VMWRITE_BITMAP_ADDRESS) => {
-            Action::Vmwrite(encoding & !1, random.pick(&BITMAPS).0)
+
+    fn below(&mut self, bound: u32) -> u32 {
+        self.random.below(u64::from(bound)) as u32
+    }
+
+    fn is_wild(&self) -> bool {
+        self.discipline == Discipline::Wild
+    }
+
+    /// What software does first: VMXON, VMCLEAR, and mostly a VMCS that can be launched.
+    fn begin(&mut self) {
+        if self.is_wild() && self.random.is_one_in(8) {
+            return;
         }
-        _ => Action::Vmwrite(encoding, value),
+        self.push(Action::Vmxon(vmxon_region(self.cpu)));
+        if self.is_wild() && self.random.is_one_in(4) {
+            return;
+        }
+        for region in self.own_regions() {
+            self.push(Action::Vmclear(region));
+        }
+        let region = self.own_region();
+        self.push(Action::Vmptrld(region));
+        self.push(Action::Prepare(None));
     }
-}
 
-fn any_value(random: &mut Random) -> u64 {
-    match random.below(5) {
-        0 => 0,
-        1 => u64::MAX,
-        2 => 1 << random.below(64),
-        3 => random.pick(&REGIONS).0,
-        _ => random.next(),
+    fn act(&mut self) {
+        let total: u64 = ACTIONS.iter().map(|(weight, _)| weight).sum();
+        let mut n = self.random.below(total);
+        for (weight, generate) in ACTIONS {
+            if n < *weight {
+                for action in generate(self) {
+                    self.push(action);
+                }
+                return;
+            }
+            n -= weight;
+        }
     }
-}
 
-fn any_descriptor(random: &mut Random) -> [u64; 2] {
-    let first = match random.below(4) {
-        0 => random.next(),
-        1 => 0,
-        2 => random.below(1 << 16),
-        // An EPTP: write-back, a walk of four levels.
-        _ => random.pick(&REGIONS).0 | 0x1e,
-    };
-    let second = any_value(random);
-    [first, second]
-}
+    /// Returns the regions that well-behaved software uses on this processor.
+    fn own_regions(&self) -> impl Iterator<Item = Hpa> + use<> {
+        let own = REGIONS.into_iter().skip(self.cpu as usize);
+        own.step_by(self.cpus as usize)
+    }
 
-fn any_prepare(random: &mut Random, _: u32) -> Action {
-    let link = random.is_one_in(3).then(|| random.pick(&REGIONS));
-    Action::Prepare(link)
-}
+    /// Returns a region that this processor may use.
+    fn own_region(&mut self) -> Hpa {
+        if self.is_wild() && self.random.is_one_in(4) {
+            return self.random.pick(&REGIONS);
+        }
+        let own: Vec<Hpa> = self.own_regions().collect();
+        self.random.pick(&own)
+    }
 
-fn any_exit(random: &mut Random, _: u32) -> Action {
-    Action::Exit(random.pick(&[
-        ExitReason::EXTERNAL_INTERRUPT,
-        ExitReason::CPUID,
-        ExitReason::HLT,
-        ExitReason::VMCALL,
-        ExitReason::EPT_VIOLATION,
-    ]))
-}
+    fn any_pointer(&mut self) -> Hpa {
+        match self.random.below(16) {
+            0 => self.random.pick(&NO_REGIONS),
+            1 => self.any_vmxon_pointer(),
+            _ => self.own_region(),
+        }
+    }
 
-fn any_store(random: &mut Random, _: u32) -> Action {
-    let region = random.pick(&REGIONS);
-    let header = random.pick(&[Header::Ordinary, Header::Shadow, Header::Foreign]);
-    Action::StoreHeader(region, header)
+    fn any_vmxon_pointer(&mut self) -> Hpa {
+        if self.is_wild() && self.random.is_one_in(8) {
+            return self.own_region();
+        }
+        let cpu = if self.is_wild() {
+            self.below(self.cpus)
+        } else {
+            self.cpu
+        };
+        vmxon_region(cpu)
+    }
+
+    fn any_blocking(&mut self) -> Blocking {
+        if self.random.is_one_in(8) {
+            Blocking::MovSs
+        } else {
+            Blocking::None
+        }
+    }
+
+    fn any_field(&mut self) -> Field {
+        self.random.pick(&Field::ALL)
+    }
+
+    fn any_encoding(&mut self) -> u64 {
+        let known = u64::from(self.any_field().encoding());
+        match self.random.below(16) {
+            0 => self.random.next(),
+            1 => self.random.below(1 << 16),
+            2 => known | 1 << (15 + self.random.below(49)),
+            3 | 4 => known | 1,
+            5 | 6 => u64::from(Field::VM_INSTRUCTION_ERROR.encoding()),
+            7 => u64::from(Field::EXIT_REASON.encoding()),
+            _ => known,
+        }
+    }
+
+    fn any_value(&mut self) -> u64 {
+        match self.random.below(5) {
+            0 => 0,
+            1 => u64::MAX,
+            2 => 1 << self.random.below(64),
+            3 => self.random.pick(&REGIONS).0,
+            _ => self.random.next(),
+        }
+    }
+
+    fn vmxoff(&mut self) -> Vec<Action> {
+        if self.is_wild() {
+            vec![Action::Vmxoff]
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn vmwrite(&mut self) -> Vec<Action> {
+        let value = self.any_value();
+        if !self.random.is_one_in(3) {
+            let field = self.random.pick(&BENIGN);
+            let is_high = field.width() == Width::W64 && self.random.is_one_in(2);
+            let encoding = u64::from(field.encoding()) | u64::from(is_high);
+            return vec![Action::Vmwrite(encoding, value)];
+        }
+        let encoding = self.any_encoding();
+        let field = u32::try_from(encoding).ok().and_then(Field::from_encoding);
+        vec![match field.map(|(field, _)| field) {
+            // What these name is memory of which the naive model knows no bytes.
+            Some(
+                Field::VM_ENTRY_MSR_LOAD_COUNT
+                | Field::VM_EXIT_MSR_LOAD_COUNT
+                | Field::VM_EXIT_MSR_STORE_COUNT,
+            ) => Action::Vmwrite(encoding, 0),
+            Some(Field::VMREAD_BITMAP_ADDRESS | Field::VMWRITE_BITMAP_ADDRESS) => {
+                Action::Vmwrite(encoding & !1, self.random.pick(&BITMAPS).0)
+            }
+            _ => Action::Vmwrite(encoding, value),
+        }]
+    }
+
+    /// Makes the current VMCS one that uses a shadow VMCS.
+    fn prepare_shadowing(&mut self) -> Vec<Action> {
+        let link = self.own_region();
+        vec![
+            Action::Vmclear(link),
+            Action::StoreHeader(link, Header::Shadow),
+            Action::Prepare(Some(link)),
+        ]
+    }
+
+    /// VMLAUNCH or VMRESUME, whichever it takes, of a VMCS with right values; then what a guest
+    /// does.
+    fn enter(&mut self) -> Vec<Action> {
+        let mut actions = vec![Action::Vmptrld(self.own_region())];
+        if self.random.is_one_in(2) {
+            actions.push(Action::Prepare(None));
+        } else {
+            actions.extend(self.prepare_shadowing());
+        }
+        actions.push(Action::Vmlaunch(Blocking::None));
+        actions.push(Action::Vmresume(Blocking::None));
+        for _ in 0..self.below(6) {
+            if self.random.is_one_in(2) {
+                actions.push(Action::Vmread(self.any_encoding()));
+            } else {
+                actions.extend(self.vmwrite());
+            }
+        }
+        actions
+    }
+
+    fn exit(&mut self) -> Vec<Action> {
+        vec![Action::Exit(self.random.pick(&[
+            ExitReason::EXTERNAL_INTERRUPT,
+            ExitReason::CPUID,
+            ExitReason::HLT,
+            ExitReason::VMCALL,
+            ExitReason::EPT_VIOLATION,
+        ]))]
+    }
+
+    fn store(&mut self) -> Vec<Action> {
+        let header = self.random.pick(&[
+            Header::Ordinary,
+            Header::Ordinary,
+            Header::Shadow,
+            Header::Foreign,
+        ]);
+        vec![Action::StoreHeader(self.own_region(), header)]
+    }
+
+    fn any_descriptor(&mut self) -> [u64; 2] {
+        let first = match self.random.below(4) {
+            0 => self.random.next(),
+            1 => 0,
+            2 => self.random.below(1 << 16),
+            // An EPTP: write-back, a walk of four levels.
+            _ => self.random.pick(&REGIONS).0 | 0x1e,
+        };
+        [first, self.any_value()]
+    }
 }
