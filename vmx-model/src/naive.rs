@@ -507,6 +507,13 @@ impl NaiveMachine {
             entry::Verdict::GuestStateFails(qualification) => {
                 self.failed_entry(n, ExitReason::ENTRY_FAIL_GUEST_STATE, qualification)
             }
+            // VM-entry MSR-load address and count.
+            entry::Verdict::Enters
+                if fields.get(&0x4014).is_some_and(|count| *count != 0)
+                    && fields.get(&0x200a) == Some(&sequence::MSR_AREAS[1].0) =>
+            {
+                self.failed_entry(n, ExitReason::ENTRY_FAIL_MSR_LOADING, 1)
+            }
             entry::Verdict::Enters => {
                 self.launch.insert(pointer, LaunchState::Launched);
                 self.cpus[n as usize].operation = VmxOperation::NonRoot;

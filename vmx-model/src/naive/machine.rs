@@ -261,6 +261,9 @@ type VmEntry = fn(
     &mut dyn Registers,
 ) -> Result<EntryOutcome, NotExecuted>;
 
+const IA32_PAT: u32 = 0x277;
+const IA32_FS_BASE: u32 = 0xc000_0100;
+
 fn memory(revision: u32, cpus: u32) -> Pages {
     let mut memory = Pages::default();
     let own = (0..cpus).map(sequence::vmxon_region);
@@ -274,6 +277,13 @@ fn memory(revision: u32, cpus: u32) -> Pages {
         memory.write(page, &bytes);
     }
     memory.write(sequence::BITMAPS[1], &[0xff; 4096]);
+    for (area, index) in sequence::MSR_AREAS
+        .into_iter()
+        .zip([IA32_PAT, IA32_FS_BASE])
+    {
+        memory.add(area);
+        memory.write_u32(area, index);
+    }
     memory
 }
 

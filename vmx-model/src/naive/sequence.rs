@@ -20,6 +20,9 @@ pub const VMXON_REGIONS: Hpa = Hpa(0x10000);
 /// VMREAD and VMWRITE bitmaps: all zero, all ones, and byte n = 37 n.
 pub const BITMAPS: [Hpa; 3] = [Hpa(0x20000), Hpa(0x21000), Hpa(0x22000)];
 
+/// VM-entry MSR-load areas: the first entry of one can be loaded, that of the other cannot.
+pub const MSR_AREAS: [Hpa; 2] = [Hpa(0x23000), Hpa(0x24000)];
+
 /// Pointers that are no region: misaligned, beyond any physical-address width, all ones, and a page
 /// with no memory behind it.
 const NO_REGIONS: [Hpa; 4] = [Hpa(0x1004), Hpa(1 << 53), Hpa(u64::MAX), Hpa(0x7fff_f000)];
@@ -196,6 +199,18 @@ const BENIGN: [Field; 5] = [
     Field::GUEST_IA32_SYSENTER_CS,
 ];
 
+/// Fields of which most values make VM entry fail: controls, host state, guest state.
+const BREAKING: [Field; 8] = [
+    Field::PIN_CONTROLS,
+    Field::ENTRY_CONTROLS,
+    Field::HOST_CR0,
+    Field::HOST_TR_SELECTOR,
+    Field::GUEST_RFLAGS,
+    Field::GUEST_CR4,
+    Field::GUEST_ACTIVITY_STATE,
+    Field::VMCS_LINK_POINTER,
+];
+
 /// Weight and generator.
 const ACTIONS: &[(u64, fn(&mut Generator<'_>) -> Vec<Action>)] = &[
     (3, |g| vec![Action::Vmxon(g.any_vmxon_pointer())]),
@@ -353,7 +368,15 @@ impl Generator<'_> {
 
     fn vmwrite(&mut self) -> Vec<Action> {
         let value = self.any_value();
-        if !self.random.is_one_in(3) {
+        let kind = self.random.below(12);
+        if kind < 1 {
+            let field = self.random.pick(&BREAKING);
+            return vec![Action::Vmwrite(field.encoding().into(), value)];
+        }
+        if kind < 2 {
+            return self.vmwrite_msr_area();
+        }
+        if kind < 9 {
             let field = self.random.pick(&BENIGN);
             let is_high = field.width() == Width::W64 && self.random.is_one_in(2);
             let encoding = u64::from(field.encoding()) | u64::from(is_high);
@@ -363,16 +386,27 @@ impl Generator<'_> {
         let field = u32::try_from(encoding).ok().and_then(Field::from_encoding);
         vec![match field.map(|(field, _)| field) {
             // What these name is memory of which the naive model knows no bytes.
-            Some(
-                Field::VM_ENTRY_MSR_LOAD_COUNT
-                | Field::VM_EXIT_MSR_LOAD_COUNT
-                | Field::VM_EXIT_MSR_STORE_COUNT,
-            ) => Action::Vmwrite(encoding, 0),
+            Some(Field::VM_EXIT_MSR_LOAD_COUNT | Field::VM_EXIT_MSR_STORE_COUNT) => {
+                Action::Vmwrite(encoding, 0)
+            }
+            Some(Field::VM_ENTRY_MSR_LOAD_COUNT | Field::VM_ENTRY_MSR_LOAD_ADDRESS) => {
+                return self.vmwrite_msr_area();
+            }
             Some(Field::VMREAD_BITMAP_ADDRESS | Field::VMWRITE_BITMAP_ADDRESS) => {
                 Action::Vmwrite(encoding & !1, self.random.pick(&BITMAPS).0)
             }
             _ => Action::Vmwrite(encoding, value),
         }]
+    }
+
+    /// Gives the current VMCS a VM-entry MSR-load area of at most one entry.
+    fn vmwrite_msr_area(&mut self) -> Vec<Action> {
+        let address = Field::VM_ENTRY_MSR_LOAD_ADDRESS.encoding().into();
+        let count = Field::VM_ENTRY_MSR_LOAD_COUNT.encoding().into();
+        vec![
+            Action::Vmwrite(address, self.random.pick(&MSR_AREAS).0),
+            Action::Vmwrite(count, self.random.below(2)),
+        ]
     }
 
     /// Makes the current VMCS one that uses a shadow VMCS.
