@@ -75,6 +75,7 @@ pub(super) fn root_state(profile: &VmxProfile) -> ArchState {
         cr4: Cr4::from_bits_retain(profile.caps.cr4_fixed0()) | Cr4::PAE | Cr4::VMXE,
         efer: Efer::LME | Efer::LMA,
         rflags: Rflags::FIXED1,
+        dr7: 0x400,
         ..ArchState::default()
     }
 }

@@ -211,8 +211,10 @@ const BREAKING: [Field; 8] = [
     Field::VMCS_LINK_POINTER,
 ];
 
+type Generate = fn(&mut Generator<'_>) -> Vec<Action>;
+
 /// Weight and generator.
-const ACTIONS: &[(u64, fn(&mut Generator<'_>) -> Vec<Action>)] = &[
+const ACTIONS: &[(u64, Generate)] = &[
     (3, |g| vec![Action::Vmxon(g.any_vmxon_pointer())]),
     (2, |g| g.vmxoff()),
     (8, |g| vec![Action::Vmclear(g.any_pointer())]),
@@ -427,6 +429,10 @@ impl Generator<'_> {
             actions.push(Action::Prepare(None));
         } else {
             actions.extend(self.prepare_shadowing());
+        }
+        if self.random.is_one_in(4) {
+            let field = self.random.pick(&BREAKING);
+            actions.push(Action::Vmwrite(field.encoding().into(), self.any_value()));
         }
         actions.push(Action::Vmlaunch(Blocking::None));
         actions.push(Action::Vmresume(Blocking::None));
