@@ -55,6 +55,12 @@ impl<'a> Probe<'a> {
         }
     }
 
+    /// The name of the unit.
+    #[must_use]
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
     /// Notes a result. An empty `case` names the group itself.
     pub fn check(&mut self, case: &str, want: &str, got: &str) {
         let id = match case {

@@ -14,6 +14,7 @@ use crate::fd::{self, Backing};
 use crate::mm;
 use crate::registry::{self, Entry, Object};
 use crate::system::{self, Kvm};
+use crate::vcpu;
 use crate::vm;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::Arc;
@@ -59,6 +60,10 @@ fn perform(entry: &Entry, request: u32, arg: u64) -> Result<i64> {
         Object::Vm(vm) => match find(vm::IOCTLS, request) {
             Some(handler) => handler(vm, arg),
             None => Err(Errno::ENOTTY),
+        },
+        Object::Vcpu(vcpu) => match find(vcpu::IOCTLS, request) {
+            Some(handler) => handler(vcpu, arg),
+            None => Err(Errno::EINVAL),
         },
     }
 }

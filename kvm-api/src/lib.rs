@@ -8,19 +8,25 @@
 
 pub mod abi;
 pub mod caps;
+mod cpuid;
 mod dispatch;
 mod enable_cap;
 pub mod errno;
 mod fd;
+mod host;
 mod memslots;
 mod mm;
 mod registry;
 mod run_page;
 mod system;
+pub mod trace;
 mod uaccess;
 pub mod uapi;
+mod vcpu;
 mod vm;
+mod vmx;
 
 pub use errno::{Errno, Result};
 pub use system::Kvm;
+pub use vcpu::Vcpu;
 pub use vm::Vm;

@@ -9,6 +9,7 @@
 use crate::fd::{self, FileId};
 use crate::mm::{self, MmId};
 use crate::system::Kvm;
+use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::RawFd;
@@ -21,6 +22,8 @@ pub(crate) enum Object {
     System(Arc<Kvm>),
     /// A VM.
     Vm(Arc<Vm>),
+    /// A vCPU, which holds its VM.
+    Vcpu(Arc<Vcpu>),
 }
 
 /// An object and the address space that made it.

@@ -1,15 +1,17 @@
 //! `/dev/kvm`: the system ioctls (api.rst, "System ioctls").
 
 use crate::caps;
-use crate::dispatch::Row;
+use crate::cpuid;
+use crate::dispatch::{Row, done, get, put};
 use crate::errno::{Errno, Result};
 use crate::fd::Backing;
+use crate::host::Host;
 use crate::registry::{self, Object};
-use crate::uapi::{
-    API_VERSION, KVM_CHECK_EXTENSION, KVM_CREATE_VM, KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE,
-    VCPU_MMAP_SIZE,
-};
+use crate::uaccess::UserPtr;
+use crate::uapi::*;
+use crate::vcpu::{self, read_msr_entries};
 use crate::vm::Vm;
+use kvm_bindings::{kvm_cpuid_entry2, kvm_device_attr, kvm_msr_entry};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -22,6 +24,27 @@ pub(crate) const IOCTLS: &[Row<Arc<Kvm>>] = &[
     Row::new(KVM_CHECK_EXTENSION, |kvm, arg| Ok(kvm.check_extension(arg))),
     Row::new(KVM_GET_VCPU_MMAP_SIZE, |_, arg| {
         no_argument(arg).map(|()| VCPU_MMAP_SIZE.cast_signed())
+    }),
+    Row::new(KVM_GET_SUPPORTED_CPUID, |kvm, arg| {
+        cpuid_list(arg, Padding::Any, &kvm.get_supported_cpuid())
+    }),
+    Row::new(KVM_GET_EMULATED_CPUID, |kvm, arg| {
+        cpuid_list(arg, Padding::Zero, &kvm.get_emulated_cpuid())
+    }),
+    Row::new(KVM_GET_MSR_INDEX_LIST, |kvm, arg| {
+        msr_list(arg, &kvm.get_msr_index_list())
+    }),
+    Row::new(KVM_GET_MSR_FEATURE_INDEX_LIST, |kvm, arg| {
+        msr_list(arg, &kvm.get_msr_feature_index_list())
+    }),
+    Row::new(KVM_GET_MSRS, get_feature_msrs),
+    Row::new(KVM_HAS_DEVICE_ATTR, |_, arg| {
+        done(get(arg).and_then(|a| xcomp_attribute(&a)))
+    }),
+    Row::new(KVM_GET_DEVICE_ATTR, |_, arg| {
+        let attr: kvm_device_attr = get(arg)?;
+        xcomp_attribute(&attr)?;
+        put(attr.addr, &cpuid::supported_xcr0())
     }),
 ];
 
@@ -54,6 +77,11 @@ impl Kvm {
         }
     }
 
+    /// Returns the machine under KVM.
+    pub(crate) fn host(&self) -> Arc<Host> {
+        Host::of_process()
+    }
+
     /// Returns the version of the API: api.rst, "KVM_GET_API_VERSION".
     #[must_use]
     pub fn get_api_version(&self) -> i32 {
@@ -73,6 +101,46 @@ impl Kvm {
         VCPU_MMAP_SIZE as usize
     }
 
+    /// Returns what a guest may be given by KVM_SET_CPUID2: api.rst, "KVM_GET_SUPPORTED_CPUID".
+    #[must_use]
+    pub fn get_supported_cpuid(&self) -> Vec<kvm_cpuid_entry2> {
+        cpuid::supported().to_vec()
+    }
+
+    /// Returns what is emulated though the processor need not have it: api.rst,
+    /// "KVM_GET_EMULATED_CPUID".
+    #[must_use]
+    pub fn get_emulated_cpuid(&self) -> Vec<kvm_cpuid_entry2> {
+        cpuid::emulated()
+    }
+
+    /// Returns the MSRs that user space saves and restores: api.rst, "KVM_GET_MSR_INDEX_LIST".
+    #[must_use]
+    pub fn get_msr_index_list(&self) -> Vec<u32> {
+        vcpu::index_list()
+    }
+
+    /// Returns the MSRs that describe features: api.rst, "KVM_GET_MSR_FEATURE_INDEX_LIST".
+    #[must_use]
+    pub fn get_msr_feature_index_list(&self) -> Vec<u32> {
+        vcpu::feature_index_list()
+    }
+
+    /// Reads feature MSRs into the entries until one is not known, and returns how many were:
+    /// api.rst, "KVM_GET_MSRS".
+    #[must_use]
+    pub fn get_msrs(&self, entries: &mut [kvm_msr_entry]) -> usize {
+        let mut count = 0;
+        for entry in entries {
+            let Some(value) = vcpu::system_value(entry.index) else {
+                break;
+            };
+            entry.data = value;
+            count += 1;
+        }
+        count
+    }
+
     /// Makes a VM: api.rst, "KVM_CREATE_VM".
     ///
     /// # Errors
@@ -86,7 +154,7 @@ impl Kvm {
         if machine_type != 0 {
             return Err(Errno::EINVAL);
         }
-        Ok((Arc::new(Vm::new(backing)), fd))
+        Ok((Arc::new(Vm::new(backing, self.host())?), fd))
     }
 }
 
@@ -95,6 +163,63 @@ fn create_vm_fd(kvm: &Arc<Kvm>, machine_type: u64) -> Result<i64> {
     let (vm, fd) = kvm.create_vm_with_fd(machine_type)?;
     registry::insert(vm.file(), Object::Vm(vm));
     Ok(i64::from(fd.into_raw_fd()))
+}
+
+/// Whether the padding of the entries passed in must be zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Padding {
+    Any,
+    Zero,
+}
+
+/// The most entries that the caller's count stands for.
+const MAX_CPUID_ENTRIES: u32 = 256;
+
+/// Copies a CPUID table out; a count that is too small stays as it is.
+fn cpuid_list(arg: u64, padding: Padding, table: &[kvm_cpuid_entry2]) -> Result<i64> {
+    let header: [u32; 2] = get(arg)?;
+    let room = header[0].min(MAX_CPUID_ENTRIES) as usize;
+    if room == 0 {
+        return Err(Errno::E2BIG);
+    }
+    let entries = UserPtr(arg).offset(8);
+    if padding == Padding::Zero {
+        let given: Vec<kvm_cpuid_entry2> = entries.read_array(room)?;
+        if given.iter().any(|entry| entry.padding != [0; 3]) {
+            return Err(Errno::EINVAL);
+        }
+    }
+    if room < table.len() {
+        return Err(Errno::E2BIG);
+    }
+    entries.write_array(table)?;
+    put(arg, &(table.len() as u32))
+}
+
+/// Copies a list of MSRs out; the caller always learns how many there are.
+fn msr_list(arg: u64, list: &[u32]) -> Result<i64> {
+    let room: u32 = get(arg)?;
+    put(arg, &(list.len() as u32))?;
+    if (room as usize) < list.len() {
+        return Err(Errno::E2BIG);
+    }
+    UserPtr(arg).offset(4).write_array(list).map(|()| 0)
+}
+
+fn get_feature_msrs(kvm: &Arc<Kvm>, arg: u64) -> Result<i64> {
+    let mut entries = read_msr_entries(arg)?;
+    let count = kvm.get_msrs(&mut entries);
+    UserPtr(arg).offset(8).write_array(&entries)?;
+    Ok(count as i64)
+}
+
+/// Group 0 with its one attribute, `KVM_X86_XCOMP_GUEST_SUPP`.
+fn xcomp_attribute(attr: &kvm_device_attr) -> Result<()> {
+    if attr.group == 0 && attr.attr == 0 {
+        Ok(())
+    } else {
+        Err(Errno::ENXIO)
+    }
 }
 
 /// Checks that an ioctl without argument got none.

@@ -23,14 +23,28 @@ macro_rules! plain {
     };
 }
 
-plain!(u8, u16, u32, u64, i32, i64);
+plain!(u8, u16, u32, u64, i32, i64, [u32; 2]);
 plain!(
     crate::uapi::ClearDirtyLog,
     crate::uapi::DirtyLog,
+    kvm_bindings::kvm_cpuid_entry,
+    kvm_bindings::kvm_cpuid_entry2,
+    kvm_bindings::kvm_debugregs,
     kvm_bindings::kvm_device_attr,
     kvm_bindings::kvm_enable_cap,
+    kvm_bindings::kvm_fpu,
+    kvm_bindings::kvm_guest_debug,
+    kvm_bindings::kvm_interrupt,
+    kvm_bindings::kvm_mp_state,
+    kvm_bindings::kvm_msr_entry,
+    kvm_bindings::kvm_regs,
+    kvm_bindings::kvm_sregs,
+    kvm_bindings::kvm_sregs2,
+    kvm_bindings::kvm_translation,
     kvm_bindings::kvm_userspace_memory_region,
     kvm_bindings::kvm_userspace_memory_region2,
+    kvm_bindings::kvm_vcpu_events,
+    kvm_bindings::kvm_xcrs,
 );
 
 /// An address of the caller's, not trusted.

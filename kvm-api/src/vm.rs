@@ -5,18 +5,24 @@ use crate::dispatch::{Row, done, get};
 use crate::enable_cap;
 use crate::errno::{Errno, Result};
 use crate::fd::{Backing, FileId};
+use crate::host::{Host, lock};
 use crate::memslots::{Change, Harvest, Memslots, NewBitmap, check_slot_number, max_gfn};
+use crate::registry::{self, Object};
 use crate::uaccess::UserPtr;
 use crate::uapi::*;
+use crate::vcpu::{Vcpu, VcpuCore};
 use kvm_bindings::{
     KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region,
     kvm_userspace_memory_region2,
 };
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// The VM ioctls. A request that is not here is ENOTTY.
 pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
     Row::new(KVM_CHECK_EXTENSION, |vm, arg| Ok(vm.check_extension(arg))),
+    Row::new(KVM_CREATE_VCPU, create_vcpu_fd),
     Row::new(KVM_SET_USER_MEMORY_REGION, |vm, arg| {
         done(get(arg).and_then(|region| vm.set_user_memory_region(region)))
     }),
@@ -44,8 +50,25 @@ pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
 #[derive(Debug)]
 pub struct Vm {
     backing: Backing,
+    host: Arc<Host>,
+    vcpus: Mutex<BTreeMap<u32, Arc<VcpuCore>>>,
     memslots: Mutex<Arc<Memslots>>,
     config: Mutex<VmConfig>,
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        for core in std::mem::take(&mut *lock(&self.vcpus)).into_values() {
+            core.destroy(self);
+        }
+        self.host.disable_virtualization();
+    }
+}
+
+fn create_vcpu_fd(vm: &Arc<Vm>, id: u64) -> Result<i64> {
+    let (vcpu, fd) = vm.create_vcpu_with_fd(id)?;
+    registry::insert(vcpu.file(), Object::Vcpu(vcpu));
+    Ok(i64::from(fd.into_raw_fd()))
 }
 
 /// What VM ioctls have set, but the memory slots.
@@ -66,11 +89,80 @@ pub(crate) struct VmConfig {
 }
 
 impl Vm {
-    pub(crate) fn new(backing: Backing) -> Self {
-        Self {
+    /// Makes a VM, and enables virtualization on the host for it.
+    pub(crate) fn new(backing: Backing, host: Arc<Host>) -> Result<Self> {
+        host.enable_virtualization()?;
+        Ok(Self {
             backing,
+            host,
+            vcpus: Mutex::default(),
             memslots: Mutex::default(),
             config: Mutex::default(),
+        })
+    }
+
+    /// Returns the machine that the VM runs on.
+    pub(crate) const fn host(&self) -> &Arc<Host> {
+        &self.host
+    }
+
+    /// Makes a vCPU: api.rst, "KVM_CREATE_VCPU".
+    ///
+    /// # Errors
+    /// EINVAL: the id is out of range, or the VM has 1024 vCPUs; EEXIST: the id is taken; EMFILE,
+    /// ENFILE: no descriptor; ENOMEM.
+    pub fn create_vcpu(self: &Arc<Self>, id: u64) -> Result<Arc<Vcpu>> {
+        self.create_vcpu_with_fd(id).map(|(vcpu, _)| vcpu)
+    }
+
+    fn create_vcpu_with_fd(self: &Arc<Self>, id: u64) -> Result<(Arc<Vcpu>, OwnedFd)> {
+        let id = self.count_vcpu(id)?;
+        match self.build_vcpu(id) {
+            Ok((core, fd)) => {
+                core.post_create(self)?;
+                Ok((Arc::new(Vcpu::new(self.clone(), core)), fd))
+            }
+            Err(errno) => {
+                self.config().created_vcpus -= 1;
+                Err(errno)
+            }
+        }
+    }
+
+    /// Checks the id and counts the vCPU, before anything is built.
+    fn count_vcpu(&self, id: u64) -> Result<u32> {
+        let mut config = self.config();
+        let limit = config.max_vcpu_ids.unwrap_or(MAX_VCPU_IDS);
+        let is_full = config.created_vcpus >= MAX_VCPUS;
+        let id = u32::try_from(id).ok().filter(|id| *id < limit && !is_full);
+        let id = id.ok_or(Errno::EINVAL)?;
+        config.created_vcpus += 1;
+        Ok(id)
+    }
+
+    /// Builds a vCPU; whether its id is free is looked at afterwards, as in the kernel.
+    fn build_vcpu(&self, id: u32) -> Result<(Arc<VcpuCore>, OwnedFd)> {
+        let built = VcpuCore::create(self, id);
+        let mut vcpus = lock(&self.vcpus);
+        let core = match built {
+            Err(_) if vcpus.contains_key(&id) => return Err(Errno::EEXIST),
+            built => built?,
+        };
+        let fd = if vcpus.contains_key(&id) {
+            Err(Errno::EEXIST)
+        } else {
+            core.take_fd()
+        };
+        match fd {
+            Ok(fd) => {
+                let core = Arc::new(core);
+                vcpus.insert(id, core.clone());
+                Ok((core, fd))
+            }
+            Err(errno) => {
+                core.destroy(self);
+                Err(errno)
+            }
         }
     }
 
@@ -81,15 +173,12 @@ impl Vm {
 
     /// Returns the configuration, locked.
     pub(crate) fn config(&self) -> MutexGuard<'_, VmConfig> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.config)
     }
 
     /// Returns the slots as they are now.
     pub(crate) fn memslots(&self) -> Arc<Memslots> {
-        self.memslots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.memslots).clone()
     }
 
     /// Returns the value of a capability for this VM: api.rst, "KVM_CHECK_EXTENSION".
@@ -133,7 +222,7 @@ impl Vm {
             0 => NewBitmap::Clear,
             _ => NewBitmap::InitiallySet,
         };
-        let mut slots = self.memslots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = lock(&self.memslots);
         let (new, change) = slots.set(&region, max_gfn(caps::PHYSICAL_ADDRESS_BITS), new_bitmap)?;
         if change != Change::Nothing {
             *slots = Arc::new(new);

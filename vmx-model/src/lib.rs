@@ -20,6 +20,7 @@ pub mod event;
 pub mod exit;
 pub mod exit_reason;
 pub mod field;
+pub mod intercept;
 pub mod memory;
 pub mod msr_area;
 #[cfg(feature = "naive")]

@@ -85,6 +85,18 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
+    fn the_code_of_every_guest_can_be_encoded() {
+        let broken: Vec<String> = units()
+            .into_iter()
+            .filter_map(|unit| match unit.play {
+                Play::Guest(guest) => guest.encoded().err().map(|e| format!("{}: {e}", unit.name)),
+                Play::Script(_) => None,
+            })
+            .collect();
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+
+    #[test]
     fn no_two_results_have_one_name() {
         let mut seen = BTreeSet::new();
         for record in units().iter().flat_map(Unit::results) {

@@ -6,6 +6,7 @@ use super::{Code, observe};
 use crate::backend::{Handle, Mapping, Memory, Outcome, Pointer};
 use crate::probe::{Probe, Words};
 use crate::requests::*;
+use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
@@ -197,8 +198,13 @@ impl Machine {
     }
 
     /// Puts code, and a HLT behind it, somewhere.
+    ///
+    /// # Panics
+    /// If the code cannot be encoded: a mistake in the case.
     pub fn load_at(&self, probe: &mut Probe<'_>, at: u64, code: Code) {
-        self.poke(probe, at, &assemble(self.mode.bits(), at, code));
+        let bytes = assemble(self.mode.bits(), at, code);
+        let bytes = bytes.unwrap_or_else(|error| panic!("{}: {error}", probe.group()));
+        self.poke(probe, at, &bytes);
     }
 
     /// All registers 0, RFLAGS 2, RSP and RIP at their places; then those named.
@@ -236,14 +242,11 @@ impl Machine {
 
 /// The bytes of code for a width at an address, with a HLT behind it.
 ///
-/// # Panics
+/// # Errors
 /// If the code cannot be encoded: a mistake in the case.
-#[must_use]
-pub fn assemble(bits: u32, at: u64, code: Code) -> Vec<u8> {
-    let mut assembler = CodeAssembler::new(bits).expect("16, 32 or 64");
-    code(&mut assembler).expect("the case uses instructions of its mode");
-    assembler.hlt().expect("HLT exists in every mode");
-    assembler
-        .assemble(at)
-        .expect("the code of a case can be encoded")
+pub fn assemble(bits: u32, at: u64, code: Code) -> Result<Vec<u8>, IcedError> {
+    let mut assembler = CodeAssembler::new(bits)?;
+    code(&mut assembler)?;
+    assembler.hlt()?;
+    assembler.assemble(at)
 }

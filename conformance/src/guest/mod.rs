@@ -89,6 +89,14 @@ impl Guest {
         }
     }
 
+    /// The bytes of its code.
+    ///
+    /// # Errors
+    /// If the code cannot be encoded.
+    pub fn encoded(&self) -> Result<Vec<u8>, IcedError> {
+        machine::assemble(self.mode.bits(), layout::CODE, self.code)
+    }
+
     /// Runs it and notes what was seen under the group's own name.
     pub fn play(&self, probe: &mut Probe<'_>) {
         let machine = Machine::with_pages(probe, self.mode, self.pages);

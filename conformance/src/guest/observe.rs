@@ -15,7 +15,8 @@
 //! | `FAIL_ENTRY(0x80000021)`, `INTERNAL_ERROR(1)` | reason, suberror |
 //! | `EINTR`, `EFAULT`, ... | KVM_RUN failed |
 //!
-//! Words with `=` that follow are state: registers (`rax=0x1`), `fl=CF|ZF` (arithmetic flags),
+//! Words with `=` that follow are state: registers (`rax=0x1`), `fl=CF|ZF` (arithmetic flags;
+//! `logic`, `cfof`, `cf` and `zf` are fewer of them, where an instruction leaves some undefined),
 //! segment fields (`cs.base=0x0`), `cr0`..., memory (`m4:0x5000=0x11223344`, `mx:0x5000/3=aabbcc`),
 //! `run.if_flag`, `msr:0x277`, `events.…`, `dr0`...
 
@@ -208,19 +209,23 @@ fn state(probe: &mut Probe<'_>, machine: &Machine, word: &str) -> String {
 fn value_of(probe: &mut Probe<'_>, machine: &Machine, name: &str) -> Option<String> {
     let number = |value: u64| Some(format!("{value:#x}"));
     let mut regs: kvm_regs = kvm_regs::default();
-    if name == "fl" || register_mut(&mut regs, name).is_some() {
+    if let Some((_, mask)) = FLAG_SETS.iter().find(|(set, _)| *set == name) {
         regs = probe.read_struct(machine.vcpu, KVM_GET_REGS);
-        return match name {
-            "fl" => Some(arithmetic_flags(regs.rflags)),
-            _ => number(*register_mut(&mut regs, name)?),
-        };
+        return Some(flag_names(regs.rflags & mask));
+    }
+    if register_mut(&mut regs, name).is_some() {
+        regs = probe.read_struct(machine.vcpu, KVM_GET_REGS);
+        return number(*register_mut(&mut regs, name)?);
     }
     if let Some(place) = name.strip_prefix("mx:") {
         let (at, length) = place.split_once('/')?;
         let bytes = probe.read(machine.memory, parse(at)?, length.parse().ok()?);
         return Some(hex(&bytes));
     }
-    if let Some(place) = name.strip_prefix('m').filter(|rest| rest.contains(':')) {
+    if let Some(place) = name
+        .strip_prefix('m')
+        .filter(|rest| rest.contains(':') && !rest.starts_with('s'))
+    {
         let (width, at) = place.split_once(':')?;
         return number(probe.read_number(machine.memory, parse(at)?, width.parse().ok()?));
     }
@@ -271,8 +276,18 @@ const FLAGS: [(u64, &str); 7] = [
     (0x800, "OF"),
 ];
 
+/// Flags by the name of the set: all, those that a logic instruction defines, those of a
+/// multiplication, and one by one.
+const FLAG_SETS: [(&str, u64); 5] = [
+    ("fl", 0xcd5),
+    ("logic", 0xcc5),
+    ("cfof", 0x801),
+    ("cf", 1),
+    ("zf", 0x40),
+];
+
 /// `CF|ZF`, or `-` if none is set.
-fn arithmetic_flags(rflags: u64) -> String {
+fn flag_names(rflags: u64) -> String {
     let names: Vec<&str> = FLAGS
         .iter()
         .filter(|(bit, _)| rflags & bit != 0)

@@ -1,57 +1,82 @@
-//! Integer arithmetic, logic and shifts with their flags
+//! Integer arithmetic, logic, shifts and bits with their flags
 //! (SDM Vol. 1, "General-Purpose Instructions").
 
 use crate::guest::Mode::*;
 use crate::guest::{Guest, guest};
 use iced_x86::code_asm::*;
 
+#[rustfmt::skip]
 pub(super) fn rows() -> Vec<Guest> {
     vec![
-        guest(
-            "add8_overflow",
-            Real,
-            |a| {
-                a.mov(al, 0x7f)?;
-                a.add(al, 1)
-            },
-            "HLT rax=0x80 fl=AF|SF|OF",
-        ),
-        guest(
-            "add8_carry",
-            Real,
-            |a| {
-                a.mov(al, 0xff)?;
-                a.add(al, 1)
-            },
-            "HLT rax=0x0 fl=CF|PF|AF|ZF",
-        ),
-        guest(
-            "add32",
-            Protected32,
-            |a| {
-                a.mov(eax, 0x7fff_ffff)?;
-                a.add(eax, 1)
-            },
-            "HLT rax=0x80000000 fl=PF|AF|SF|OF",
-        ),
-        guest(
-            "add64",
-            Long,
-            |a| {
-                a.mov(rax, 0x7fff_ffff_ffff_ffffu64)?;
-                a.add(rax, 1)
-            },
-            "HLT rax=0x8000000000000000 fl=PF|AF|SF|OF",
-        ),
-        guest(
-            "paged",
-            Paged32,
-            |a| {
-                a.mov(eax, 5)?;
-                a.add(eax, 1)
-            },
-            "HLT rax=0x6 fl=PF",
-        ),
-        guest("ud", Long, |a| a.ud2(), "#UD@+0x0"),
+        guest("add8_overflow", Real, |a| { a.mov(al, 0x7f)?; a.add(al, 1) }, "HLT rax=0x80 fl=AF|SF|OF"),
+        guest("add8_carry", Real, |a| { a.mov(al, 0xff)?; a.add(al, 1) }, "HLT rax=0x0 fl=CF|PF|AF|ZF"),
+        guest("add16", Real, |a| { a.mov(ax, 0xffff)?; a.add(ax, 2) }, "HLT rax=0x1 fl=CF|AF"),
+        guest("add32", Protected32, |a| { a.mov(eax, 0x7fff_ffff)?; a.add(eax, 1) }, "HLT rax=0x80000000 fl=PF|AF|SF|OF"),
+        guest("add32_in_real", Real, |a| { a.mov(eax, 0x7fff_ffff)?; a.add(eax, 1) }, "HLT rax=0x80000000 fl=PF|AF|SF|OF"),
+        guest("add64", Long, |a| { a.mov(rax, 0x7fff_ffff_ffff_ffff_u64)?; a.add(rax, 1) }, "HLT rax=0x8000000000000000 fl=PF|AF|SF|OF"),
+        guest("add32_clears_the_upper_half", Long, |a| { a.mov(rax, u64::MAX)?; a.add(eax, 1) }, "HLT rax=0x0 fl=CF|PF|AF|ZF"),
+        guest("add16_keeps_the_upper_half", Long, |a| { a.mov(rax, u64::MAX)?; a.add(ax, 1) }, "HLT rax=0xffffffffffff0000 fl=CF|PF|AF|ZF"),
+        guest("add_high_byte", Real, |a| { a.mov(ax, 0x01ff)?; a.add(ah, 0x7f) }, "HLT rax=0x80ff fl=AF|SF|OF"),
+        guest("adc_with_carry", Protected32, |a| { a.mov(eax, 0xffff_ffff_u32)?; a.stc()?; a.adc(eax, 0) }, "HLT rax=0x0 fl=CF|PF|AF|ZF"),
+        guest("adc_memory", Protected32, |a| { a.mov(eax, 1)?; a.stc()?; a.adc(dword_ptr(0x5000), eax) }, "HLT m4:0x5000=0x12 fl=PF").memory(&[(0x5000, &[0x10])]),
+        guest("sub_borrow", Real, |a| { a.mov(ax, 1)?; a.sub(ax, 2) }, "HLT rax=0xffff fl=CF|PF|AF|SF"),
+        guest("sbb_with_borrow", Long, |a| { a.mov(rax, 0_u64)?; a.stc()?; a.sbb(rax, 0) }, "HLT rax=0xffffffffffffffff fl=CF|PF|AF|SF"),
+        guest("cmp_signed", Protected32, |a| { a.mov(eax, 0x8000_0000_u32)?; a.cmp(eax, 1) }, "HLT rax=0x80000000 fl=PF|AF|OF"),
+        guest("inc_keeps_carry", Real, |a| { a.stc()?; a.mov(ax, 0xffff)?; a.inc(ax) }, "HLT rax=0x0 fl=CF|PF|AF|ZF"),
+        guest("dec_keeps_carry", Long, |a| { a.stc()?; a.mov(eax, 0x8000_0000_u32)?; a.dec(eax) }, "HLT rax=0x7fffffff fl=CF|PF|AF|OF"),
+        guest("neg", Protected32, |a| { a.mov(eax, 5)?; a.neg(eax) }, "HLT rax=0xfffffffb fl=CF|AF|SF"),
+        guest("neg_minimum", Protected32, |a| { a.mov(al, 0x80)?; a.neg(al) }, "HLT rax=0x80 fl=CF|SF|OF"),
+        guest("and", Real, |a| { a.mov(ax, 0xf0f0)?; a.stc()?; a.and(ax, 0x8f0f) }, "HLT rax=0x8000 logic=PF|SF"),
+        guest("or", Protected32, |a| { a.mov(eax, 0x0f)?; a.or(eax, 0x8000_00f0_u32) }, "HLT rax=0x800000ff logic=PF|SF"),
+        guest("xor_self", Long, |a| { a.mov(rax, 7_u64)?; a.stc()?; a.xor(rax, rax) }, "HLT rax=0x0 logic=PF|ZF"),
+        guest("not_keeps_flags", Long, |a| { a.stc()?; a.mov(eax, 0)?; a.not(eax) }, "HLT rax=0xffffffff fl=CF"),
+        guest("test", Real, |a| { a.mov(al, 0x81)?; a.test(al, 0x80) }, "HLT rax=0x81 logic=SF"),
+        guest("mul8", Real, |a| { a.mov(al, 0x80)?; a.mov(bl, 2)?; a.mul(bl) }, "HLT rax=0x100 cfof=CF|OF"),
+        guest("mul64", Long, |a| { a.mov(rax, u64::MAX)?; a.mov(rbx, u64::MAX)?; a.mul(rbx) }, "HLT rax=0x1 rdx=0xfffffffffffffffe cfof=CF|OF"),
+        guest("imul_one", Protected32, |a| { a.mov(eax, 0xffff_fffe_u32)?; a.mov(ebx, 3)?; a.imul(ebx) }, "HLT rax=0xfffffffa rdx=0xffffffff cfof=-"),
+        guest("imul_two", Real, |a| { a.mov(ax, 0x4000)?; a.mov(bx, 2)?; a.imul_2(ax, bx) }, "HLT rax=0x8000 cfof=CF|OF"),
+        guest("imul_three", Long, |a| { a.mov(ebx, 7)?; a.imul_3(eax, ebx, -3) }, "HLT rax=0xffffffeb cfof=-"),
+        guest("div32", Protected32, |a| { a.mov(edx, 1)?; a.mov(eax, 0)?; a.mov(ebx, 3)?; a.div(ebx) }, "HLT rax=0x55555555 rdx=0x1"),
+        guest("div_overflow", Protected32, |a| { a.mov(edx, 3)?; a.mov(ebx, 3)?; a.div(ebx) }, "#DE@+0xa rdx=0x3"),
+        guest("idiv_negative", Long, |a| { a.mov(rax, -7_i64 as u64)?; a.cqo()?; a.mov(rbx, 2_u64)?; a.idiv(rbx) }, "HLT rax=0xfffffffffffffffd rdx=0xffffffffffffffff"),
+        guest("idiv_minimum_by_minus_one", Real, |a| { a.mov(ax, 0x8000)?; a.cwd()?; a.mov(bx, -1)?; a.idiv(bx) }, "#DE@+0x7"),
+        guest("shl_count_masked", Protected32, |a| { a.mov(eax, 1)?; a.mov(cl, 33)?; a.shl(eax, cl) }, "HLT rax=0x2 logic=-"),
+        guest("shl_out", Real, |a| { a.mov(ax, 0x8001)?; a.shl(ax, 1) }, "HLT rax=0x2 logic=CF|OF"),
+        guest("shift_by_zero_keeps_flags", Long, |a| { a.mov(ecx, 64)?; a.mov(rax, 5_u64)?; a.stc()?; a.shl(rax, cl) }, "HLT rax=0x5 fl=CF"),
+        guest("sar", Protected32, |a| { a.mov(eax, 0x8000_0000_u32)?; a.sar(eax, 31) }, "HLT rax=0xffffffff cf=-"),
+        guest("shr_one", Protected32, |a| { a.mov(eax, 0x8000_0001_u32)?; a.shr(eax, 1) }, "HLT rax=0x40000000 logic=CF|PF|OF"),
+        guest("rol", Long, |a| { a.mov(rax, 0x8000_0000_0000_0000_u64)?; a.rol(rax, 1) }, "HLT rax=0x1 cfof=CF|OF"),
+        guest("ror16", Real, |a| { a.mov(ax, 1)?; a.ror(ax, 1) }, "HLT rax=0x8000 cfof=CF|OF"),
+        guest("rcl_through_carry", Protected32, |a| { a.mov(eax, 0x4000_0000)?; a.stc()?; a.rcl(eax, 2) }, "HLT rax=0x2 cf=CF"),
+        guest("rcr8_count_modulo_nine", Real, |a| { a.mov(al, 0x81)?; a.mov(cl, 9)?; a.stc()?; a.rcr(al, cl) }, "HLT rax=0x81 cf=CF"),
+        guest("shld", Protected32, |a| { a.mov(eax, 0x1234_5678)?; a.mov(ebx, 0xabcd_ef01_u32)?; a.shld(eax, ebx, 8) }, "HLT rax=0x345678ab"),
+        guest("shrd", Long, |a| { a.mov(rax, 0xff_u64)?; a.mov(rbx, 0xab_u64)?; a.mov(cl, 4)?; a.shrd(rax, rbx, cl) }, "HLT rax=0xb00000000000000f cf=CF"),
+        guest("bt", Protected32, |a| { a.mov(eax, 0x10)?; a.bt(eax, 36) }, "HLT rax=0x10 cf=CF"),
+        guest("bts_memory_reaches_beyond", Protected32, |a| { a.mov(eax, 67)?; a.bts(dword_ptr(0x5000), eax) }, "HLT m4:0x5008=0x8 cf=-"),
+        guest("btr_btc", Long, |a| { a.mov(rax, 3_u64)?; a.btr(rax, 0)?; a.btc(rax, 63) }, "HLT rax=0x8000000000000002 cf=-"),
+        guest("bsf_bsr", Protected32, |a| { a.mov(ebx, 0x0010_8000)?; a.bsf(eax, ebx)?; a.bsr(edx, ebx) }, "HLT rax=0xf rdx=0x14 zf=-"),
+        guest("bsf_of_zero_sets_zf", Protected32, |a| { a.xor(ebx, ebx)?; a.bsf(eax, ebx) }, "HLT zf=ZF"),
+        guest("movzx_movsx", Protected32, |a| { a.mov(bl, 0x80)?; a.movzx(eax, bl)?; a.movsx(ecx, bl) }, "HLT rax=0x80 rcx=0xffffff80"),
+        guest("movsxd", Long, |a| { a.mov(ebx, 0x8000_0000_u32)?; a.movsxd(rax, ebx) }, "HLT rax=0xffffffff80000000"),
+        guest("cbw_cwde", Protected32, |a| { a.mov(eax, 0x1280)?; a.cbw()?; a.cwde() }, "HLT rax=0xffffff80"),
+        guest("xchg", Real, |a| { a.mov(ax, 1)?; a.mov(bx, 2)?; a.xchg(ax, bx) }, "HLT rax=0x2 rbx=0x1"),
+        guest("xadd", Protected32, |a| { a.mov(eax, 3)?; a.xadd(dword_ptr(0x5000), eax) }, "HLT rax=0x5 m4:0x5000=0x8 fl=-").memory(&[(0x5000, &[5])]),
+        guest("cmpxchg_equal", Protected32, |a| { a.mov(eax, 5)?; a.mov(ebx, 9)?; a.lock().cmpxchg(dword_ptr(0x5000), ebx) }, "HLT rax=0x5 m4:0x5000=0x9 fl=PF|ZF").memory(&[(0x5000, &[5])]),
+        guest("cmpxchg_unequal", Long, |a| { a.mov(rax, 4_u64)?; a.mov(rbx, 9_u64)?; a.cmpxchg(rcx, rbx) }, "HLT rax=0x0 rcx=0x0 fl=-"),
+        guest("cmpxchg8b", Protected32, |a| { a.mov(ebx, 7)?; a.mov(ecx, 8)?; a.cmpxchg8b(qword_ptr(0x5000)) }, "HLT m8:0x5000=0x800000007 zf=ZF"),
+        guest("cmpxchg16b_misaligned", Long, |a| { a.mov(esi, 0x5008)?; a.cmpxchg16b(xmmword_ptr(rsi)) }, "#GP(0x0)@+0x5"),
+        guest("bswap", Long, |a| { a.mov(rax, 0x0102_0304_0506_0708_u64)?; a.bswap(rax) }, "HLT rax=0x807060504030201"),
+        guest("setcc_cmovcc", Long, |a| { a.mov(ecx, 9)?; a.cmp(ecx, 9)?; a.sete(al)?; a.cmove(rbx, rcx)?; a.cmovne(edx, ecx) }, "HLT rax=0x1 rbx=0x9 rdx=0x0"),
+        guest("cmov_clears_the_upper_half_even_if_false", Long, |a| { a.mov(rdx, u64::MAX)?; a.cmp(ecx, 0)?; a.cmovne(edx, ecx) }, "HLT rdx=0xffffffff"),
+        guest("lahf_sahf", Real, |a| { a.mov(ah, 0xd5)?; a.sahf()?; a.mov(ah, 0)?; a.lahf() }, "HLT rax=0xd700 fl=CF|PF|AF|ZF|SF"),
+        guest("flag_instructions", Real, |a| { a.stc()?; a.cmc()?; a.std() }, "HLT fl=DF"),
+        guest("lea_scaled", Protected32, |a| { a.mov(ebx, 0x1000)?; a.mov(esi, 3)?; a.lea(eax, dword_ptr(ebx + esi * 8 + 5)) }, "HLT rax=0x101d"),
+        guest("daa", Protected32, |a| { a.mov(al, 0x79)?; a.add(al, 0x35)?; a.daa() }, "HLT rax=0x14 cf=CF"),
+        guest("das", Protected32, |a| { a.mov(al, 0x35)?; a.sub(al, 0x47)?; a.das() }, "HLT rax=0x88 cf=CF"),
+        guest("aaa", Real, |a| { a.mov(ax, 0x0108)?; a.add(al, 9)?; a.aaa() }, "HLT rax=0x207 cf=CF"),
+        guest("aam_aad", Real, |a| { a.mov(al, 77)?; a.aam(10)?; a.mov(bx, ax)?; a.aad(10) }, "HLT rax=0x4d rbx=0x707"),
+        guest("aam_zero", Real, |a| a.aam(0), "#DE@+0x0"),
+        guest("xlat", Real, |a| { a.mov(bx, 0x5000)?; a.mov(al, 3)?; a.xlatb() }, "HLT rax=0x44").memory(&[(0x5000, &[0x11, 0x22, 0x33, 0x44])]),
+        guest("long_nop", Protected32, |a| { a.nop()?; a.nop_1(eax) }, "HLT rip=0x1005"),
     ]
 }

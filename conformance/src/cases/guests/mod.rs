@@ -1,12 +1,28 @@
 //! Guests: one table for each subject.
 
 mod arithmetic;
+mod control;
+mod exceptions;
+mod io;
+mod paging;
+mod segmentation;
+mod strings;
+mod system;
 
 use super::Script;
 use crate::guest::Guest;
 
 /// The tables, by group.
-pub(super) const GROUPS: &[(&str, fn() -> Vec<Guest>)] = &[("arithmetic", arithmetic::rows)];
+pub(super) const GROUPS: &[(&str, fn() -> Vec<Guest>)] = &[
+    ("arithmetic", arithmetic::rows),
+    ("control", control::rows),
+    ("segmentation", segmentation::rows),
+    ("paging", paging::rows),
+    ("exceptions", exceptions::rows),
+    ("strings", strings::rows),
+    ("io", io::rows),
+    ("processor", system::rows),
+];
 
 /// Guests that need more than one act: scripts.
 pub(super) const SCRIPTS: &[(&str, Script)] = &[];

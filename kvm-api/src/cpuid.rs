@@ -1,0 +1,189 @@
+//! The CPUID that KVM offers to guests (api.rst, "KVM_GET_SUPPORTED_CPUID").
+//!
+//! It is the interpreter's profile as far as KVM passes it on: without what needs an in-kernel
+//! local APIC or nested VMX, and with the hypervisor's own leaves.
+
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use std::sync::LazyLock;
+use x86_interp::cpuid::{CpuidEntry, CpuidTable, Feature, Output, Profile};
+use x86_interp::xstate;
+
+/// What the processor has but KVM does not offer: MONITOR exits, nested VMX, and what needs a
+/// local APIC in the kernel.
+const WITHHELD: &[Feature] = &[
+    Feature::Monitor,
+    Feature::Vmx,
+    Feature::X2apic,
+    Feature::TscDeadline,
+];
+
+static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
+    let mut table = from_profile(&Profile::DEFAULT.table());
+    for feature in WITHHELD {
+        set(&mut table, *feature, false);
+    }
+    set(&mut table, Feature::Hypervisor, true);
+    // The signature "KVMKVMKVM", without a paravirtual feature behind it.
+    table.push(leaf(
+        0x4000_0000,
+        [0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d],
+    ));
+    table.push(leaf(0x4000_0001, [0; 4]));
+    table.sort_by_key(|entry| (entry.function, entry.index));
+    table
+});
+
+fn from_profile(table: &CpuidTable) -> Vec<kvm_cpuid_entry2> {
+    let entry = |e: &CpuidEntry| kvm_cpuid_entry2 {
+        index: e.index,
+        flags: if e.has_index {
+            KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+        } else {
+            0
+        },
+        ..leaf(e.function, [e.eax, e.ebx, e.ecx, e.edx])
+    };
+    table.entries().iter().map(entry).collect()
+}
+
+fn leaf(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
+    }
+}
+
+/// Returns the interpreter's form of a guest's table.
+pub(crate) fn to_interpreter(table: &[kvm_cpuid_entry2]) -> CpuidTable {
+    let entry = |e: &kvm_cpuid_entry2| CpuidEntry {
+        function: e.function,
+        index: e.index,
+        has_index: e.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+        eax: e.eax,
+        ebx: e.ebx,
+        ecx: e.ecx,
+        edx: e.edx,
+    };
+    CpuidTable::new(table.iter().map(entry).collect())
+}
+
+/// Returns what a guest may be given: api.rst, "KVM_GET_SUPPORTED_CPUID".
+pub(crate) fn supported() -> &'static [kvm_cpuid_entry2] {
+    &SUPPORTED
+}
+
+/// Returns what software emulates though no guest need be told of it: api.rst,
+/// "KVM_GET_EMULATED_CPUID". MOVBE and RDPID.
+pub(crate) fn emulated() -> Vec<kvm_cpuid_entry2> {
+    let mut seventh = leaf(7, [0, 0, 1 << 22, 0]);
+    seventh.flags = KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
+    vec![leaf(0, [7, 0, 0, 0]), leaf(1, [0, 0, 1 << 22, 0]), seventh]
+}
+
+/// Returns the bits of XCR0 that a guest may be given.
+pub(crate) fn supported_xcr0() -> u64 {
+    static XCR0: LazyLock<u64> = LazyLock::new(|| xstate::supported(Profile::DEFAULT.features()));
+    *XCR0
+}
+
+/// Returns the entry for a leaf (`kvm_find_cpuid_entry_index()`).
+pub(crate) fn find(
+    table: &[kvm_cpuid_entry2],
+    function: u32,
+    index: u32,
+) -> Option<&kvm_cpuid_entry2> {
+    table.iter().find(|entry| is_leaf(entry, function, index))
+}
+
+/// Returns the entry for a leaf, to be changed.
+pub(crate) fn find_mut(
+    table: &mut [kvm_cpuid_entry2],
+    function: u32,
+    index: u32,
+) -> Option<&mut kvm_cpuid_entry2> {
+    table
+        .iter_mut()
+        .find(|entry| is_leaf(entry, function, index))
+}
+
+fn is_leaf(entry: &kvm_cpuid_entry2, function: u32, index: u32) -> bool {
+    let significant = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+    entry.function == function && (!significant || entry.index == index)
+}
+
+fn place(feature: Feature) -> (u32, u32, Output, u32) {
+    let row = Feature::ALL.iter().find(|row| row.0 == feature);
+    let &(_, leaf, subleaf, output, bit) = row.expect("every feature has its row");
+    (leaf, subleaf, output, bit)
+}
+
+/// Whether a table has a feature.
+pub(crate) fn has(table: &[kvm_cpuid_entry2], feature: Feature) -> bool {
+    let (leaf, subleaf, output, bit) = place(feature);
+    find(table, leaf, subleaf).is_some_and(|entry| {
+        let word = match output {
+            Output::Eax => entry.eax,
+            Output::Ebx => entry.ebx,
+            Output::Ecx => entry.ecx,
+            Output::Edx => entry.edx,
+        };
+        word & (1 << bit) != 0
+    })
+}
+
+/// Sets or clears a feature in a table that has its leaf.
+pub(crate) fn set(table: &mut [kvm_cpuid_entry2], feature: Feature, on: bool) {
+    let (leaf, subleaf, output, bit) = place(feature);
+    set_bit(table, (leaf, subleaf, output, bit), on);
+}
+
+/// Sets or clears a bit of a leaf, if the table has it.
+pub(crate) fn set_bit(
+    table: &mut [kvm_cpuid_entry2],
+    (leaf, subleaf, output, bit): (u32, u32, Output, u32),
+    on: bool,
+) {
+    let Some(entry) = find_mut(table, leaf, subleaf) else {
+        return;
+    };
+    let word = match output {
+        Output::Eax => &mut entry.eax,
+        Output::Ebx => &mut entry.ebx,
+        Output::Ecx => &mut entry.ecx,
+        Output::Edx => &mut entry.edx,
+    };
+    *word = *word & !(1 << bit) | u32::from(on) << bit;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vendor_is_intel_and_leaves_are_in_order() {
+        let table = supported();
+        let mut vendor = Vec::new();
+        for word in [table[0].ebx, table[0].edx, table[0].ecx] {
+            vendor.extend(word.to_le_bytes());
+        }
+        assert_eq!(vendor, b"GenuineIntel");
+        assert!(table.is_sorted_by_key(|entry| (entry.function, entry.index)));
+    }
+
+    #[test]
+    fn what_is_withheld_is_not_there() {
+        assert!(WITHHELD.iter().all(|feature| !has(supported(), *feature)));
+        assert!(has(supported(), Feature::LongMode) && has(supported(), Feature::Hypervisor));
+    }
+
+    #[test]
+    fn the_interpreter_takes_the_table_back() {
+        let table = to_interpreter(supported());
+        assert!(table.features().has(Feature::Xsave));
+        assert!(!table.features().has(Feature::Vmx));
+    }
+}

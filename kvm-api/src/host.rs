@@ -1,0 +1,308 @@
+//! The machine that the hypervisor runs on: synthetic physical memory, logical processors, a clock.
+//!
+//! One per process. A logical processor belongs to the thread that uses vCPUs, as a physical CPU
+//! does to the code that runs on it. The hypervisor's own pages (VMXON and VMCS regions, bitmaps,
+//! MSR areas, EPT tables) are numbers in the synthetic physical space that come out the same in
+//! every run.
+
+use crate::errno::{Errno, Result};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use vmx_model::addr::Hpa;
+use vmx_model::capability::VmxProfile;
+use vmx_model::processor::LogicalProcessor;
+use vmx_model::registry::{CpuId, RemoteVmclear, VmcsRegistry};
+use x86_interp::bus::{Clock, HostClock};
+use x86_interp::mem::phys::{OwnedRam, PhysMap};
+
+/// Frequency of the host's time-stamp counter.
+pub(crate) const TSC_KHZ: u32 = 2_500_000;
+/// Where the hypervisor's own pages begin.
+const PAGES_BASE: u64 = 0x1_0000_0000;
+/// Pages that are added to the pool at a time.
+const CHUNK_PAGES: u64 = 256;
+const PAGE: u64 = 4096;
+
+/// The machine under KVM.
+pub(crate) struct Host {
+    profile: Arc<VmxProfile>,
+    registry: Arc<VmcsRegistry>,
+    memory: Arc<PhysMap>,
+    pages: Mutex<PagePool>,
+    clock: Mutex<Box<dyn Clock>>,
+    next_cpu: AtomicU32,
+    vpids: Mutex<BTreeSet<u16>>,
+    virtualization: Mutex<Virtualization>,
+    /// Bitmaps of VMCS shadowing, made with the first vCPU.
+    shadow_bitmaps: OnceLock<(Hpa, Hpa)>,
+}
+
+impl core::fmt::Debug for Host {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Host")
+            .field("profile", &self.profile.name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default)]
+struct PagePool {
+    chunks: u64,
+    free: BTreeSet<Hpa>,
+}
+
+/// Which logical processors are in VMX operation, and for how many VMs.
+#[derive(Default)]
+struct Virtualization {
+    vms: usize,
+    processors: Vec<Arc<HostCpu>>,
+    /// Those whose thread has ended: the next new threads take them.
+    idle: Vec<Arc<HostCpu>>,
+}
+
+/// A logical processor of the host.
+pub(crate) struct HostCpu {
+    id: CpuId,
+    vmxon_region: Hpa,
+    processor: Mutex<LogicalProcessor>,
+}
+
+thread_local! {
+    /// The logical processor of this thread.
+    static THIS_CPU: RefCell<Option<CpuOfThread>> = const { RefCell::new(None) };
+}
+
+/// A thread's hold on its logical processor; the end of the thread lets it go.
+struct CpuOfThread {
+    host: Arc<Host>,
+    cpu: Arc<HostCpu>,
+}
+
+impl Drop for CpuOfThread {
+    fn drop(&mut self) {
+        lock(&self.host.virtualization).idle.push(self.cpu.clone());
+    }
+}
+
+impl Host {
+    /// Returns the host of this process.
+    pub(crate) fn of_process() -> Arc<Self> {
+        static HOST: LazyLock<Arc<Host>> = LazyLock::new(|| Arc::new(Host::new()));
+        HOST.clone()
+    }
+
+    fn new() -> Self {
+        Self {
+            profile: Arc::new(VmxProfile::emulator_default()),
+            registry: VmcsRegistry::new(),
+            memory: PhysMap::new(),
+            pages: Mutex::default(),
+            clock: Mutex::new(Box::new(HostClock::new(u64::from(TSC_KHZ)))),
+            next_cpu: AtomicU32::new(0),
+            vpids: Mutex::default(),
+            virtualization: Mutex::default(),
+            shadow_bitmaps: OnceLock::new(),
+        }
+    }
+
+    /// Returns what the processors can do.
+    pub(crate) fn profile(&self) -> &Arc<VmxProfile> {
+        &self.profile
+    }
+
+    /// Returns the physical memory.
+    pub(crate) fn memory(&self) -> &Arc<PhysMap> {
+        &self.memory
+    }
+
+    /// Reads the host's time-stamp counter.
+    pub(crate) fn tsc(&self) -> u64 {
+        lock(&self.clock).tsc(0)
+    }
+
+    /// Returns a zeroed page: always the lowest that is free.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub(crate) fn alloc_page(&self) -> Result<Hpa> {
+        let mut pool = lock(&self.pages);
+        if pool.free.is_empty() {
+            let base = Hpa(PAGES_BASE + pool.chunks * CHUNK_PAGES * PAGE);
+            let ram = OwnedRam::new(CHUNK_PAGES as usize).ok_or(Errno::ENOMEM)?;
+            self.memory
+                .add_owned(base, Arc::new(ram))
+                .map_err(|_| Errno::ENOMEM)?;
+            pool.chunks += 1;
+            pool.free
+                .extend((0..CHUNK_PAGES).map(|page| base.offset(page * PAGE)));
+        }
+        let page = pool
+            .free
+            .pop_first()
+            .expect("the pool has just been filled");
+        self.memory.write_bytes(page, &[0; PAGE as usize]);
+        Ok(page)
+    }
+
+    /// Gives a page back.
+    pub(crate) fn free_page(&self, page: Hpa) {
+        lock(&self.pages).free.insert(page);
+    }
+
+    /// Returns the VMREAD and VMWRITE bitmaps of VMCS shadowing, in which every access exits.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub(crate) fn shadow_bitmaps(&self) -> Result<(Hpa, Hpa)> {
+        if let Some(pages) = self.shadow_bitmaps.get() {
+            return Ok(*pages);
+        }
+        let pages = (self.alloc_page()?, self.alloc_page()?);
+        for page in [pages.0, pages.1] {
+            self.memory.write_bytes(page, &[0xff; PAGE as usize]);
+        }
+        Ok(*self.shadow_bitmaps.get_or_init(|| pages))
+    }
+
+    /// Returns a VPID that is not in use, 0 if there is none left.
+    pub(crate) fn alloc_vpid(&self) -> u16 {
+        let mut used = lock(&self.vpids);
+        let free = (1..=u16::MAX)
+            .find(|vpid| !used.contains(vpid))
+            .unwrap_or(0);
+        used.insert(free);
+        free
+    }
+
+    /// Gives a VPID back.
+    pub(crate) fn free_vpid(&self, vpid: u16) {
+        lock(&self.vpids).remove(&vpid);
+    }
+
+    /// Enables virtualization for one more VM: on every processor, for the first (as in 6.12,
+    /// `kvm_enable_virtualization()`).
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub(crate) fn enable_virtualization(self: &Arc<Self>) -> Result<()> {
+        self.this_cpu()?;
+        let mut virtualization = lock(&self.virtualization);
+        virtualization.vms += 1;
+        if virtualization.vms == 1 {
+            for cpu in &virtualization.processors {
+                cpu.vmxon(self);
+            }
+        }
+        Ok(())
+    }
+
+    /// Disables virtualization for one VM: on every processor, for the last.
+    pub(crate) fn disable_virtualization(&self) {
+        let mut virtualization = lock(&self.virtualization);
+        virtualization.vms -= 1;
+        if virtualization.vms == 0 {
+            for cpu in &virtualization.processors {
+                cpu.vmxoff();
+            }
+        }
+    }
+
+    /// Returns this thread's logical processor. It comes into being with the thread's first call,
+    /// and enters VMX operation at once if there is a VM.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub(crate) fn this_cpu(self: &Arc<Self>) -> Result<Arc<HostCpu>> {
+        if let Some(cpu) = THIS_CPU.with_borrow(|held| held.as_ref().map(|held| held.cpu.clone())) {
+            return Ok(cpu);
+        }
+        let idle = lock(&self.virtualization).idle.pop();
+        let cpu = match idle {
+            Some(cpu) => cpu,
+            None => self.add_cpu()?,
+        };
+        THIS_CPU.set(Some(CpuOfThread {
+            host: self.clone(),
+            cpu: cpu.clone(),
+        }));
+        Ok(cpu)
+    }
+
+    fn add_cpu(&self) -> Result<Arc<HostCpu>> {
+        let id = CpuId(self.next_cpu.fetch_add(1, Ordering::Relaxed));
+        let cpu = Arc::new(HostCpu::new(self, id)?);
+        let mut virtualization = lock(&self.virtualization);
+        if virtualization.vms != 0 {
+            cpu.vmxon(self);
+        }
+        virtualization.processors.push(cpu.clone());
+        Ok(cpu)
+    }
+
+    /// Has the processor on which a VMCS was last active execute VMCLEAR
+    /// (`loaded_vmcs_clear()`, there by an IPI). The caller holds no processor.
+    pub(crate) fn clear_vmcs(&self, owner: CpuId, vmcs: Hpa) {
+        let mut memory: &PhysMap = &self.memory;
+        if self.registry.remote_vmclear(owner, vmcs, &mut memory) != RemoteVmclear::Current {
+            return;
+        }
+        let known = lock(&self.virtualization).processors.clone();
+        let Some(cpu) = known.into_iter().find(|cpu| cpu.id == owner) else {
+            return;
+        };
+        // The vCPU's mutex is held, so its thread is not running this VMCS: the wait is short.
+        let cleared = cpu.lock().vmclear(vmcs, &mut memory);
+        debug_assert!(
+            cleared.is_ok_and(|o| o.is_success()),
+            "VMCLEAR in VMX root operation"
+        );
+    }
+}
+
+impl HostCpu {
+    fn new(host: &Host, id: CpuId) -> Result<Self> {
+        let vmxon_region = host.alloc_page()?;
+        let revision = host.profile.caps.revision_id();
+        host.memory
+            .write_bytes(vmxon_region, &revision.to_le_bytes());
+        let processor = LogicalProcessor::new(id, host.profile.clone(), host.registry.clone());
+        Ok(Self {
+            id,
+            vmxon_region,
+            processor: Mutex::new(processor),
+        })
+    }
+
+    /// Returns the number of the processor.
+    pub(crate) const fn id(&self) -> CpuId {
+        self.id
+    }
+
+    /// Returns the processor, which only its own thread keeps for long.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, LogicalProcessor> {
+        lock(&self.processor)
+    }
+
+    fn vmxon(&self, host: &Host) {
+        let memory: &PhysMap = &host.memory;
+        let outcome = self.lock().vmxon(self.vmxon_region, &memory);
+        debug_assert!(
+            outcome.is_ok_and(|o| o.is_success()),
+            "VMXON of our own region"
+        );
+    }
+
+    fn vmxoff(&self) {
+        let outcome = self.lock().vmxoff();
+        debug_assert!(
+            outcome.is_ok_and(|o| o.is_success()),
+            "VMXOFF in VMX root operation"
+        );
+    }
+}
+
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
