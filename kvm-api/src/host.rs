@@ -6,6 +6,7 @@
 //! every run.
 
 use crate::errno::{Errno, Result};
+use crate::memory::SlotRanges;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -35,6 +36,7 @@ pub(crate) struct Host {
     next_cpu: AtomicU32,
     vpids: Mutex<BTreeSet<u16>>,
     virtualization: Mutex<Virtualization>,
+    slot_ranges: SlotRanges,
     /// Bitmaps of VMCS shadowing, made with the first vCPU.
     shadow_bitmaps: OnceLock<(Hpa, Hpa)>,
 }
@@ -103,6 +105,7 @@ impl Host {
             next_cpu: AtomicU32::new(0),
             vpids: Mutex::default(),
             virtualization: Mutex::default(),
+            slot_ranges: SlotRanges::default(),
             shadow_bitmaps: OnceLock::new(),
         }
     }
@@ -115,6 +118,11 @@ impl Host {
     /// Returns the physical memory.
     pub(crate) fn memory(&self) -> &Arc<PhysMap> {
         &self.memory
+    }
+
+    /// Returns the ranges of physical memory that slots have.
+    pub(crate) fn slot_ranges(&self) -> &SlotRanges {
+        &self.slot_ranges
     }
 
     /// Reads the host's time-stamp counter.

@@ -5,9 +5,11 @@
 //! works on a snapshot until it is kicked. Dirty bitmaps are shared by the snapshots.
 
 use crate::errno::{Errno, Result};
+use crate::memory::CallerPages;
 use crate::uapi::{MEM_MAX_NR_PAGES, PAGE_SIZE, TASK_SIZE_MAX, USER_MEM_SLOTS};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region2};
 use std::sync::Arc;
+use vmx_model::addr::Hpa;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Address spaces of a VM: one, as no SMM is offered.
@@ -35,6 +37,8 @@ pub(crate) struct Slot {
     pub(crate) userspace_addr: u64,
     /// `KVM_MEM_LOG_DIRTY_PAGES`, `KVM_MEM_READONLY`.
     pub(crate) flags: u32,
+    /// Where the pages lie in the host's physical space.
+    pub(crate) hpa: Hpa,
     /// One bit a page, while the slot logs.
     pub(crate) dirty: Option<Arc<DirtyBitmap>>,
 }
@@ -43,6 +47,21 @@ impl Slot {
     /// Whether the guest may not write.
     pub(crate) const fn is_read_only(&self) -> bool {
         self.flags & KVM_MEM_READONLY != 0
+    }
+
+    /// Returns the address in user space of a guest frame of the slot.
+    pub(crate) const fn page_address(&self, gfn: u64) -> u64 {
+        self.userspace_addr.wrapping_add(gfn.wrapping_sub(self.base_gfn) * PAGE_SIZE)
+    }
+
+    /// Returns the host-physical address of a guest frame of the slot.
+    pub(crate) const fn page_hpa(&self, gfn: u64) -> Hpa {
+        Hpa(self.hpa.0.wrapping_add(gfn.wrapping_sub(self.base_gfn) * PAGE_SIZE))
+    }
+
+    /// Returns the pages of user space behind the slot.
+    pub(crate) const fn caller_pages(&self) -> CallerPages {
+        CallerPages { address: self.userspace_addr, bytes: self.npages * PAGE_SIZE }
     }
 
     /// Whether the slot holds a guest frame.
@@ -148,7 +167,15 @@ impl Memslots {
         self.slots[..after].last().filter(|slot| slot.contains(gfn))
     }
 
-    fn by_id(&self, id: u16) -> Option<&Slot> {
+    /// Says where the pages of a new slot lie.
+    pub(crate) fn assign(&mut self, id: u16, hpa: Hpa) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.id == id) {
+            slot.hpa = hpa;
+        }
+    }
+
+    /// Returns the slot of a number.
+    pub(crate) fn by_id(&self, id: u16) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.id == id)
     }
 
@@ -173,6 +200,7 @@ impl Memslots {
             npages: region.memory_size / PAGE_SIZE,
             userspace_addr: region.userspace_addr,
             flags: region.flags,
+            hpa: old.map_or(Hpa(0), |slot| slot.hpa),
             dirty: None,
         };
         let change = classify(old, &new)?;

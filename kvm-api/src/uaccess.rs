@@ -16,8 +16,8 @@ pub(crate) unsafe trait Plain: Copy {}
 macro_rules! plain {
     ($($kind:ty),* $(,)?) => {
         $(
-            // SAFETY: integers, or a `repr(C)` struct of the kernel's interface, made of integers
-            // and arrays of integers only.
+            // SAFETY: integers, or a `repr(C)` struct of the kernel's interface, made of integers,
+            // raw pointers and arrays of these only.
             unsafe impl Plain for $kind {}
         )*
     };
@@ -29,6 +29,7 @@ plain!(
     crate::uapi::DirtyLog,
     kvm_bindings::kvm_cpuid_entry,
     kvm_bindings::kvm_cpuid_entry2,
+    kvm_bindings::kvm_create_device,
     kvm_bindings::kvm_debugregs,
     kvm_bindings::kvm_device_attr,
     kvm_bindings::kvm_enable_cap,
@@ -37,6 +38,7 @@ plain!(
     kvm_bindings::kvm_interrupt,
     kvm_bindings::kvm_mp_state,
     kvm_bindings::kvm_msr_entry,
+    kvm_bindings::kvm_msr_filter,
     kvm_bindings::kvm_regs,
     kvm_bindings::kvm_sregs,
     kvm_bindings::kvm_sregs2,

@@ -5,15 +5,17 @@ use crate::dispatch::{Row, done, get};
 use crate::enable_cap;
 use crate::errno::{Errno, Result};
 use crate::fd::{Backing, FileId};
-use crate::host::{Host, lock};
-use crate::memslots::{Change, Harvest, Memslots, NewBitmap, check_slot_number, max_gfn};
+use crate::guest_memory::GuestMemory;
+use crate::host::{Host, TSC_KHZ, lock};
+use crate::memslots::{Harvest, Memslots, NewBitmap, check_slot_number};
+use crate::msr_filter::MsrFilter;
 use crate::registry::{self, Object};
 use crate::uaccess::UserPtr;
 use crate::uapi::*;
-use crate::vcpu::{Vcpu, VcpuCore};
+use crate::vcpu::{MAX_GUEST_TSC_KHZ, Vcpu, VcpuCore};
 use kvm_bindings::{
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_enable_cap, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_create_device, kvm_enable_cap, kvm_msr_filter,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2,
 };
 use std::collections::BTreeMap;
 use std::os::fd::{IntoRawFd, OwnedFd};
@@ -41,6 +43,14 @@ pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
     Row::new(KVM_SET_NR_MMU_PAGES, |vm, arg| {
         done(vm.set_nr_mmu_pages(arg))
     }),
+    Row::new(KVM_X86_SET_MSR_FILTER, |vm, arg| {
+        done(get(arg).and_then(|filter| vm.set_msr_filter(&filter)))
+    }),
+    Row::new(KVM_SET_TSC_KHZ, |vm, arg| done(vm.set_tsc_khz(arg as u32))),
+    Row::new(KVM_GET_TSC_KHZ, |vm, _| Ok(i64::from(vm.get_tsc_khz()))),
+    Row::new(KVM_CREATE_DEVICE, |_, arg| {
+        get::<kvm_create_device>(arg).and_then(|_| Err(Errno::ENODEV))
+    }),
     Row::new(KVM_ENABLE_CAP, |vm, arg| {
         done(get(arg).and_then(|cap| vm.enable_cap(&cap)))
     }),
@@ -52,7 +62,8 @@ pub struct Vm {
     backing: Backing,
     host: Arc<Host>,
     vcpus: Mutex<BTreeMap<u32, Arc<VcpuCore>>>,
-    memslots: Mutex<Arc<Memslots>>,
+    memory: GuestMemory,
+    msr_filter: Mutex<Arc<MsrFilter>>,
     config: Mutex<VmConfig>,
 }
 
@@ -84,6 +95,8 @@ pub(crate) struct VmConfig {
     pub(crate) identity_map_address: u64,
     /// Options of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`.
     pub(crate) manual_dirty_log: u64,
+    /// TSC frequency of new vCPUs.
+    pub(crate) tsc_khz: u32,
     /// What KVM_ENABLE_CAP has set beyond the above.
     pub(crate) enabled: enable_cap::Enabled,
 }
@@ -91,13 +104,15 @@ pub(crate) struct VmConfig {
 impl Vm {
     /// Makes a VM, and enables virtualization on the host for it.
     pub(crate) fn new(backing: Backing, host: Arc<Host>) -> Result<Self> {
+        let memory = GuestMemory::new(host.clone())?;
         host.enable_virtualization()?;
         Ok(Self {
             backing,
             host,
             vcpus: Mutex::default(),
-            memslots: Mutex::default(),
-            config: Mutex::default(),
+            memory,
+            msr_filter: Mutex::default(),
+            config: Mutex::new(VmConfig { tsc_khz: TSC_KHZ, ..VmConfig::default() }),
         })
     }
 
@@ -178,7 +193,22 @@ impl Vm {
 
     /// Returns the slots as they are now.
     pub(crate) fn memslots(&self) -> Arc<Memslots> {
-        lock(&self.memslots).clone()
+        self.memory.slots()
+    }
+
+    /// Returns the guest's memory.
+    pub(crate) const fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Returns the MSR filter.
+    pub(crate) fn msr_filter(&self) -> Arc<MsrFilter> {
+        lock(&self.msr_filter).clone()
+    }
+
+    /// Makes every vCPU leave the guest.
+    fn kick_all(&self) {
+        lock(&self.vcpus).values().for_each(|core| core.kick());
     }
 
     /// Returns the value of a capability for this VM: api.rst, "KVM_CHECK_EXTENSION".
@@ -222,12 +252,7 @@ impl Vm {
             0 => NewBitmap::Clear,
             _ => NewBitmap::InitiallySet,
         };
-        let mut slots = lock(&self.memslots);
-        let (new, change) = slots.set(&region, max_gfn(caps::PHYSICAL_ADDRESS_BITS), new_bitmap)?;
-        if change != Change::Nothing {
-            *slots = Arc::new(new);
-        }
-        Ok(())
+        self.memory.set_region(&region, new_bitmap, &|| self.kick_all())
     }
 
     /// Returns the pages of a slot that the guest has written: api.rst, "KVM_GET_DIRTY_LOG".
@@ -236,13 +261,13 @@ impl Vm {
     /// EINVAL: the slot number; ENOENT: no slot, or it does not log.
     pub fn get_dirty_log(&self, slot: u32) -> Result<Vec<u64>> {
         let slots = self.memslots();
-        let (_, dirty) = slots.logging(slot)?;
-        let how = if self.config().manual_dirty_log & 1 == 0 {
-            Harvest::Clear
-        } else {
-            Harvest::Keep
-        };
-        Ok(dirty.harvest(how))
+        let (slot, dirty) = slots.logging(slot)?;
+        if self.config().manual_dirty_log & 1 != 0 {
+            return Ok(dirty.harvest(Harvest::Keep));
+        }
+        let bits = dirty.harvest(Harvest::Clear);
+        self.memory.protect(slot, 0, &bits, &|| self.kick_all());
+        Ok(bits)
     }
 
     fn get_dirty_log_to(&self, arg: u64) -> Result<()> {
@@ -292,6 +317,7 @@ impl Vm {
             *last &= (1 << (pages % 64)) - 1;
         }
         dirty.clear_range(first_page, &mask);
+        self.memory.protect(slot, first_page, &mask, &|| self.kick_all());
         Ok(())
     }
 
@@ -368,6 +394,36 @@ impl Vm {
         } else {
             Ok(())
         }
+    }
+
+    /// Replaces the filter of MSRs: api.rst, "KVM_X86_SET_MSR_FILTER".
+    ///
+    /// # Errors
+    /// EINVAL: flags, a default of deny without a range, a range without or with unknown flags, a
+    /// bitmap above 1536 bytes. EFAULT: a bitmap.
+    pub fn set_msr_filter(&self, filter: &kvm_msr_filter) -> Result<()> {
+        *lock(&self.msr_filter) = Arc::new(MsrFilter::from_user(filter)?);
+        self.kick_all();
+        Ok(())
+    }
+
+    /// Sets the TSC frequency of vCPUs made from now on; 0 is the host's: api.rst,
+    /// "KVM_SET_TSC_KHZ".
+    ///
+    /// # Errors
+    /// EINVAL: beyond what scaling reaches.
+    pub fn set_tsc_khz(&self, khz: u32) -> Result<()> {
+        if khz >= MAX_GUEST_TSC_KHZ {
+            return Err(Errno::EINVAL);
+        }
+        self.config().tsc_khz = if khz == 0 { TSC_KHZ } else { khz };
+        Ok(())
+    }
+
+    /// Returns the TSC frequency of new vCPUs: api.rst, "KVM_GET_TSC_KHZ".
+    #[must_use]
+    pub fn get_tsc_khz(&self) -> u32 {
+        self.config().tsc_khz
     }
 
     /// Enables a capability: api.rst, "KVM_ENABLE_CAP" and "Capabilities that can be enabled on

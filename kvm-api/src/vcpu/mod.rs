@@ -19,17 +19,19 @@ pub(crate) use msr::{feature_index_list, index_list, system_value};
 
 use crate::errno::{Errno, Result};
 use crate::fd::{Backing, FileId};
-use crate::host::{HostCpu, TSC_KHZ, lock};
+use crate::host::{HostCpu, lock};
 use crate::run_page::RunPage;
 use crate::uapi::VCPU_MMAP_SIZE;
 use crate::vm::Vm;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::setup::VmxPages;
 use state::VcpuState;
+pub(crate) use tsc::MAX_GUEST_TSC_KHZ;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use vmx_model::registry::CpuId;
 use x86_interp::mem::phys::PhysMap;
+use x86_interp::run::Kicker;
 
 /// A virtual processor.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub(crate) struct VcpuCore {
     file: FileId,
     /// The descriptor, until it is handed out.
     fd: Mutex<Option<OwnedFd>>,
+    /// Ends the run of the processor that runs the guest.
+    kicker: Mutex<Option<Kicker>>,
     inner: Mutex<Inner>,
 }
 
@@ -113,8 +117,9 @@ impl VcpuCore {
             file: backing.id(),
             run: RunPage::new(Arc::new(backing)),
             fd: Mutex::new(Some(fd)),
+            kicker: Mutex::default(),
             inner: Mutex::new(Inner {
-                state: VcpuState::new(TSC_KHZ),
+                state: VcpuState::new(vm.get_tsc_khz()),
                 cpu: None,
             }),
         };
@@ -125,6 +130,13 @@ impl VcpuCore {
             Ok(())
         })?;
         Ok(core)
+    }
+
+    /// Makes the vCPU leave the guest (`kvm_vcpu_kick()`).
+    pub(crate) fn kick(&self) {
+        if let Some(kicker) = &*lock(&self.kicker) {
+            kicker.kick();
+        }
     }
 
     /// Returns the descriptor, once.

@@ -8,7 +8,7 @@ use crate::vmx::setup::TSC_RATIO_ONE;
 use vmx_model::field::Field;
 
 /// The highest frequency that scaling reaches (`kvm_caps.max_guest_tsc_khz`).
-const MAX_GUEST_TSC_KHZ: u32 = 0x7fff_ffff;
+pub(crate) const MAX_GUEST_TSC_KHZ: u32 = 0x7fff_ffff;
 
 impl Loaded<'_> {
     /// Sets the frequency; 0 is the host's.

@@ -3,6 +3,7 @@
 //! [`CurrentVmcs`] is the VMCS that is current on this thread's processor; `setup` is what
 //! KVM_CREATE_VCPU does to it.
 
+pub(crate) mod ept;
 pub(crate) mod setup;
 
 use crate::host::HostCpu;
