@@ -87,7 +87,10 @@ impl GuestMemory {
     /// Waits until no vCPU is in the guest, and keeps them out; `kick` makes them leave.
     fn exclusive(&self, kick: &dyn Fn()) -> RwLockWriteGuard<'_, ()> {
         kick();
-        let guard = self.in_guest.write().unwrap_or_else(PoisonError::into_inner);
+        let guard = self
+            .in_guest
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         self.generation.fetch_add(1, Ordering::Release);
         guard
     }
@@ -129,7 +132,9 @@ impl GuestMemory {
     }
 
     fn create(&self, slots: &mut Memslots, id: u16, bits: u8) -> Result<()> {
-        let Some(slot) = slots.by_id(id) else { return Ok(()) };
+        let Some(slot) = slots.by_id(id) else {
+            return Ok(());
+        };
         let ranges = self.host.slot_ranges();
         let hpa = ranges.insert(self.host.memory(), slot.caller_pages(), bits)?;
         self.show(slot);
@@ -140,8 +145,11 @@ impl GuestMemory {
     /// Puts a slot at its guest-physical address.
     fn show(&self, slot: &Slot) {
         let read_only = slot.is_read_only();
-        let protection =
-            if read_only { Protection::ReadOnly } else { Protection::ReadWrite };
+        let protection = if read_only {
+            Protection::ReadOnly
+        } else {
+            Protection::ReadWrite
+        };
         let base = slot_base(slot);
         slot.caller_pages().add_to(&self.physical, base, protection);
     }
@@ -155,16 +163,26 @@ impl GuestMemory {
         let slots = self.slots();
         let gfn = gpa.0 >> 12;
         let is_write = access == GuestAccess::Write;
-        let Some(slot) = slots.find(gfn) else { return Ok(Resolved::Mmio) };
+        let Some(slot) = slots.find(gfn) else {
+            return Ok(Resolved::Mmio);
+        };
         if is_write && slot.is_read_only() {
             return Ok(Resolved::Mmio);
         }
-        let wanted = if is_write { Wanted::Write } else { Wanted::Read };
+        let wanted = if is_write {
+            Wanted::Write
+        } else {
+            Wanted::Read
+        };
         check_page(slot.page_address(gfn), wanted)?;
         if is_write {
             mark_dirty(slot, gfn);
         }
-        let writable = if is_write { Writable::Yes } else { Writable::No };
+        let writable = if is_write {
+            Writable::Yes
+        } else {
+            Writable::No
+        };
         lock(&self.ept).map(gpa, slot.page_hpa(gfn), writable)?;
         Ok(Resolved::Mapped)
     }

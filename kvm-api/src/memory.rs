@@ -43,7 +43,9 @@ impl SlotRanges {
             }
             base = *end;
         }
-        let end = base.checked_add(pages.bytes).filter(|end| end >> physical_address_bits == 0);
+        let end = base
+            .checked_add(pages.bytes)
+            .filter(|end| end >> physical_address_bits == 0);
         let end = end.ok_or(Errno::ENOMEM)?;
         pages.add_to(memory, Hpa(base), Protection::ReadWrite);
         used.insert(base, end);
@@ -69,7 +71,9 @@ impl CallerPages {
     /// Puts the pages at a physical address. Pages at address 0 are no memory that a pointer can
     /// name: they stay away, and are found missing when they are touched.
     pub(crate) fn add_to(self, memory: &PhysMap, base: Hpa, protection: Protection) {
-        let Some(host) = NonNull::new(self.address as *mut u8) else { return };
+        let Some(host) = NonNull::new(self.address as *mut u8) else {
+            return;
+        };
         // SAFETY: the range is the caller's: by KVM_SET_USER_MEMORY_REGION it gives the pages to
         // the guest until the slot is deleted. They need not be mapped; who touches them checks
         // (`check_page`), and a mapping that vanishes is the caller's fault, as in the kernel.
@@ -131,11 +135,17 @@ mod tests {
         let ram = OwnedRam::new(4).expect("four pages");
         let address = ram.as_ptr().as_ptr() as u64;
         let add = |pages: u64| {
-            let pages = CallerPages { address, bytes: pages * PAGE_SIZE };
+            let pages = CallerPages {
+                address,
+                bytes: pages * PAGE_SIZE,
+            };
             ranges.insert(&memory, pages, 46).expect("there is room").0
         };
         let (a, b, c) = (add(2), add(1), add(4));
-        assert_eq!([a, b, c], [SLOTS_BASE, SLOTS_BASE + 0x2000, SLOTS_BASE + 0x3000]);
+        assert_eq!(
+            [a, b, c],
+            [SLOTS_BASE, SLOTS_BASE + 0x2000, SLOTS_BASE + 0x3000]
+        );
         ranges.remove(&memory, Hpa(a));
         assert_eq!(add(3), SLOTS_BASE + 0x7000);
         assert_eq!(add(2), a);
@@ -144,8 +154,14 @@ mod tests {
     #[test]
     fn a_range_beyond_the_address_width_is_refused() {
         let memory = PhysMap::new();
-        let pages = CallerPages { address: 0, bytes: 1 << 45 };
-        assert_eq!(SlotRanges::default().insert(&memory, pages, 40), Err(Errno::ENOMEM));
+        let pages = CallerPages {
+            address: 0,
+            bytes: 1 << 45,
+        };
+        assert_eq!(
+            SlotRanges::default().insert(&memory, pages, 40),
+            Err(Errno::ENOMEM)
+        );
     }
 
     #[test]
@@ -155,9 +171,16 @@ mod tests {
         assert_eq!(check_page(constant, Wanted::Read), Ok(()));
         assert_eq!(check_page(constant, Wanted::Write), Err(Errno::EFAULT));
         let ram = OwnedRam::new(1).expect("a page");
-        assert_eq!(check_page(ram.as_ptr().as_ptr() as u64, Wanted::Write), Ok(()));
+        assert_eq!(
+            check_page(ram.as_ptr().as_ptr() as u64, Wanted::Write),
+            Ok(())
+        );
         for missing in [0, 0x1000, 0x7fff_ffff_e000] {
-            assert_eq!(check_page(missing, Wanted::Read), Err(Errno::EFAULT), "{missing:#x}");
+            assert_eq!(
+                check_page(missing, Wanted::Read),
+                Err(Errno::EFAULT),
+                "{missing:#x}"
+            );
         }
     }
 }

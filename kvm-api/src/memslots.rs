@@ -9,8 +9,8 @@ use crate::memory::CallerPages;
 use crate::uapi::{MEM_MAX_NR_PAGES, PAGE_SIZE, TASK_SIZE_MAX, USER_MEM_SLOTS};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region2};
 use std::sync::Arc;
-use vmx_model::addr::Hpa;
 use std::sync::atomic::{AtomicU64, Ordering};
+use vmx_model::addr::Hpa;
 
 /// Address spaces of a VM: one, as no SMM is offered.
 const ADDRESS_SPACES: u32 = 1;
@@ -51,17 +51,24 @@ impl Slot {
 
     /// Returns the address in user space of a guest frame of the slot.
     pub(crate) const fn page_address(&self, gfn: u64) -> u64 {
-        self.userspace_addr.wrapping_add(gfn.wrapping_sub(self.base_gfn) * PAGE_SIZE)
+        self.userspace_addr
+            .wrapping_add(gfn.wrapping_sub(self.base_gfn) * PAGE_SIZE)
     }
 
     /// Returns the host-physical address of a guest frame of the slot.
     pub(crate) const fn page_hpa(&self, gfn: u64) -> Hpa {
-        Hpa(self.hpa.0.wrapping_add(gfn.wrapping_sub(self.base_gfn) * PAGE_SIZE))
+        Hpa(self
+            .hpa
+            .0
+            .wrapping_add(gfn.wrapping_sub(self.base_gfn) * PAGE_SIZE))
     }
 
     /// Returns the pages of user space behind the slot.
     pub(crate) const fn caller_pages(&self) -> CallerPages {
-        CallerPages { address: self.userspace_addr, bytes: self.npages * PAGE_SIZE }
+        CallerPages {
+            address: self.userspace_addr,
+            bytes: self.npages * PAGE_SIZE,
+        }
     }
 
     /// Whether the slot holds a guest frame.

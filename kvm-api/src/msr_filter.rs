@@ -43,7 +43,10 @@ impl MsrFilter {
         }
         let used = given.ranges.iter().filter(|range| range.nmsrs != 0);
         let ranges = used.map(Range::from_user).collect::<Result<_>>()?;
-        Ok(Self { default_deny, ranges })
+        Ok(Self {
+            default_deny,
+            ranges,
+        })
     }
 
     /// Whether the guest may access an MSR (`kvm_msr_allowed()`); x2APIC registers are never
@@ -66,7 +69,12 @@ impl Range {
             return Err(Errno::EINVAL);
         }
         let bitmap = UserPtr(given.bitmap as u64).read_array(bytes as usize)?;
-        Ok(Self { flags: given.flags, base: given.base, count: given.nmsrs, bitmap })
+        Ok(Self {
+            flags: given.flags,
+            base: given.base,
+            count: given.nmsrs,
+            bitmap,
+        })
     }
 
     fn covers(&self, index: u32, access: MsrAccess) -> bool {
@@ -75,7 +83,9 @@ impl Range {
 
     fn bit(&self, index: u32) -> bool {
         let bit = index.wrapping_sub(self.base) as usize;
-        self.bitmap.get(bit / 8).is_some_and(|byte| byte >> (bit % 8) & 1 != 0)
+        self.bitmap
+            .get(bit / 8)
+            .is_some_and(|byte| byte >> (bit % 8) & 1 != 0)
     }
 }
 
@@ -84,13 +94,21 @@ mod tests {
     use super::*;
 
     fn filter(flags: u32, ranges: &[kvm_msr_filter_range]) -> Result<MsrFilter> {
-        let mut given = kvm_msr_filter { flags, ..Default::default() };
+        let mut given = kvm_msr_filter {
+            flags,
+            ..Default::default()
+        };
         given.ranges[..ranges.len()].copy_from_slice(ranges);
         MsrFilter::from_user(&given)
     }
 
     fn range(flags: u32, base: u32, nmsrs: u32, bitmap: &mut [u8]) -> kvm_msr_filter_range {
-        kvm_msr_filter_range { flags, base, nmsrs, bitmap: bitmap.as_mut_ptr() }
+        kvm_msr_filter_range {
+            flags,
+            base,
+            nmsrs,
+            bitmap: bitmap.as_mut_ptr(),
+        }
     }
 
     #[test]
@@ -116,8 +134,14 @@ mod tests {
             let bad = filter(0, &[range(flags, 0, 8, &mut bits)]);
             assert_eq!(bad.err(), Some(Errno::EINVAL), "{flags}");
         }
-        assert_eq!(filter(0, &[range(1, 0, 0x3001, &mut bits)]).err(), Some(Errno::EINVAL));
-        let nowhere = kvm_msr_filter_range { bitmap: core::ptr::null_mut(), ..range(1, 0, 8, &mut bits) };
+        assert_eq!(
+            filter(0, &[range(1, 0, 0x3001, &mut bits)]).err(),
+            Some(Errno::EINVAL)
+        );
+        let nowhere = kvm_msr_filter_range {
+            bitmap: core::ptr::null_mut(),
+            ..range(1, 0, 8, &mut bits)
+        };
         assert_eq!(filter(0, &[nowhere]).err(), Some(Errno::EFAULT));
     }
 }

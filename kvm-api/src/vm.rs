@@ -112,7 +112,10 @@ impl Vm {
             vcpus: Mutex::default(),
             memory,
             msr_filter: Mutex::default(),
-            config: Mutex::new(VmConfig { tsc_khz: TSC_KHZ, ..VmConfig::default() }),
+            config: Mutex::new(VmConfig {
+                tsc_khz: TSC_KHZ,
+                ..VmConfig::default()
+            }),
         })
     }
 
@@ -252,7 +255,8 @@ impl Vm {
             0 => NewBitmap::Clear,
             _ => NewBitmap::InitiallySet,
         };
-        self.memory.set_region(&region, new_bitmap, &|| self.kick_all())
+        self.memory
+            .set_region(&region, new_bitmap, &|| self.kick_all())
     }
 
     /// Returns the pages of a slot that the guest has written: api.rst, "KVM_GET_DIRTY_LOG".
@@ -317,7 +321,8 @@ impl Vm {
             *last &= (1 << (pages % 64)) - 1;
         }
         dirty.clear_range(first_page, &mask);
-        self.memory.protect(slot, first_page, &mask, &|| self.kick_all());
+        self.memory
+            .protect(slot, first_page, &mask, &|| self.kick_all());
         Ok(())
     }
 

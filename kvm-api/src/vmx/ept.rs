@@ -39,7 +39,11 @@ impl EptTables {
     /// ENOMEM.
     pub(crate) fn new(host: Arc<Host>) -> Result<Self> {
         let root = host.alloc_page()?;
-        Ok(Self { host, root, tables: Vec::new() })
+        Ok(Self {
+            host,
+            root,
+            tables: Vec::new(),
+        })
     }
 
     /// Returns the EPT pointer: four levels, write-back, no accessed and dirty flags.
@@ -125,7 +129,11 @@ mod tests {
 
     fn walk(ept: &EptTables, gpa: Gpa) -> u64 {
         (1..=LEVELS).rev().fold(ept.root.0, |entry, level| {
-            if entry == 0 { 0 } else { ept.read(entry_address(Hpa(entry & ADDRESS), gpa, level)) }
+            if entry == 0 {
+                0
+            } else {
+                ept.read(entry_address(Hpa(entry & ADDRESS), gpa, level))
+            }
         })
     }
 
