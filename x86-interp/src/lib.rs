@@ -24,6 +24,8 @@ pub mod insn;
 pub mod mem;
 pub mod mode;
 pub mod msr;
+#[cfg(test)]
+mod protection;
 pub mod registers;
 pub(crate) mod reset;
 pub mod run;
