@@ -15,10 +15,10 @@ use crate::mem::phys::{OwnedRam, PhysMap};
 use crate::{Cpu, Stop};
 
 // mod events;
-// mod far;
-// mod interrupts;
+mod far;
+mod interrupts;
 // mod random;
-// mod returns;
+mod returns;
 mod segments;
 // mod tasks;
 
@@ -32,7 +32,7 @@ pub(crate) const OTHER_TSS: u64 = 0x5800;
 pub(crate) const STACKS: [u64; 4] = [0x8000, 0x9000, 0xa000, 0xb000];
 /// Where gates and far pointers lead.
 pub(crate) const TARGET: u64 = 0x2000;
-const PAGES: usize = 16;
+const PAGES: usize = 32;
 
 /// Selectors of the GDT, without RPL.
 #[allow(missing_docs, reason = "the table below explains them")]
