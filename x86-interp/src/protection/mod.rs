@@ -14,13 +14,13 @@ use crate::fault::Fault;
 use crate::mem::phys::{OwnedRam, PhysMap};
 use crate::{Cpu, Stop};
 
-// mod events;
+mod events;
 mod far;
 mod interrupts;
 // mod random;
 mod returns;
 mod segments;
-// mod tasks;
+mod tasks;
 
 pub(crate) const CODE: u64 = 0x1000;
 pub(crate) const GDT: u64 = 0x3000;
