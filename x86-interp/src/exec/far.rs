@@ -79,7 +79,7 @@ impl Cpu {
         }
         let descriptor = self.descriptor(far.selector, Exception::gp)?;
         if descriptor.access().is_code_or_data() {
-            return self.to_code_segment(far, descriptor);
+            return self.enter_code_segment(far, descriptor);
         }
         let descriptor = self.system_descriptor(far.selector, Exception::gp)?;
         let system = descriptor.system(self.column());
@@ -97,14 +97,14 @@ impl Cpu {
         }
         match system {
             // The task switch checks the rest of the TSS descriptor.
-            System::Tss { .. } => self.to_task(far, far.selector),
+            System::Tss { .. } => self.enter_task(far, far.selector),
             _ if !descriptor.access().is_present() => Err(Exception::np(code).into()),
             System::CallGate(size) => self.through_call_gate(far, descriptor, size),
-            _ => self.to_task(far, descriptor.gate_selector()),
+            _ => self.enter_task(far, descriptor.gate_selector()),
         }
     }
 
-    fn to_task(&mut self, far: Far, selector: Selector) -> Exec {
+    fn enter_task(&mut self, far: Far, selector: Selector) -> Exec {
         let source = match far.transfer {
             Transfer::Jump => TaskSource::Jump,
             Transfer::Call => TaskSource::Call,
@@ -135,7 +135,7 @@ impl Cpu {
     }
 
     /// "CONFORMING-CODE-SEGMENT" and "NONCONFORMING-CODE-SEGMENT".
-    fn to_code_segment(&mut self, far: Far, descriptor: Descriptor) -> Exec {
+    fn enter_code_segment(&mut self, far: Far, descriptor: Descriptor) -> Exec {
         let rights = descriptor.access();
         let cpl = self.cpl();
         let is_reachable = if rights.is_conforming() {

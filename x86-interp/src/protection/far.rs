@@ -24,8 +24,11 @@ fn np(code: u16) -> Result<u16, Exception> {
     Err(Exception::np(code.into()))
 }
 
+/// Name, opcode, CPL, selector, outcome.
+type Row<'a> = (&'a str, u8, u8, u16, Result<u16, Exception>);
+
 /// Each row ends in the new CS, or the exception.
-fn check(rows: &[(&str, u8, u8, u16, Result<u16, Exception>)]) {
+fn check(rows: &[Row<'_>]) {
     for &(name, opcode, cpl, selector, expected) in rows {
         let mut world = World::protected(cpl, &direct(opcode, selector));
         let result = world.execute().map(|()| {

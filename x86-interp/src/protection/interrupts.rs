@@ -7,6 +7,9 @@ use super::{CODE, GDT, IDT, STACKS, TARGET, TSS, World, descriptor, sel};
 use crate::Stop;
 use crate::fault::Fault;
 
+/// Name, CPL, selector of the gate, its access byte, outcome.
+type Row<'a> = (&'a str, u8, u16, u8, Result<u16, Exception>);
+
 const VECTOR: u8 = 0x21;
 const INT: &[u8] = &[0xcd, VECTOR];
 const INTERRUPT_GATE: u8 = 0x8e;
@@ -25,7 +28,7 @@ fn gates_are_checked() {
     let of_gate = u32::from(VECTOR) * 8 + 2;
     let np = |code: u32| Err(Exception::np(code));
     // (name, CPL, selector, access byte of the gate, outcome)
-    let rows: [(&str, u8, u16, u8, Result<u16, Exception>); 15] = [
+    let rows: [Row<'_>; 15] = [
         ("interrupt gate", 0, CODE0, INTERRUPT_GATE, Ok(CODE0)),
         ("trap gate", 0, CODE0, TRAP_GATE, Ok(CODE0)),
         ("16-bit gate", 0, CODE0, 0x86, Ok(CODE0)),
@@ -399,7 +402,7 @@ fn ia32e_gates_are_checked() {
     use sel::*;
     let of_gate = u32::from(VECTOR) * 8 + 2;
     // (name, CPL, selector, access byte, outcome)
-    let rows: [(&str, u8, u16, u8, Result<u16, Exception>); 8] = [
+    let rows: [Row<'_>; 8] = [
         ("same", 0, CODE64, INTERRUPT_GATE, Ok(CODE64)),
         ("inner", 3, CODE64, INTERRUPT_GATE | USER, Ok(CODE64)),
         ("DPL below CPL", 3, CODE64, INTERRUPT_GATE, gp(of_gate)),

@@ -30,7 +30,8 @@ fn selectors_are_checked() {
     let np = |code: u16| Err(Exception::np(code.into()));
     let ss = |code: u16| Err(Exception::ss(code.into()));
     // (name, CPL, CS, SS, outcome)
-    let rows: [(&str, u8, u16, u16, Result<u16, Exception>); 21] = [
+    type Row<'a> = (&'a str, u8, u16, u16, Result<u16, Exception>);
+    let rows: [Row<'_>; 21] = [
         ("same", 0, CODE0, 0, Ok(CODE0)),
         ("same, 3", 3, CODE3 | 3, 0, Ok(CODE3 | 3)),
         ("outer", 0, CODE3 | 3, DATA3 | 3, Ok(CODE3 | 3)),

@@ -11,6 +11,9 @@ const MOV_SS: &[u8] = &[0x8e, 0xd0];
 const LLDT: &[u8] = &[0x0f, 0x00, 0xd0];
 const LTR: &[u8] = &[0x0f, 0x00, 0xd8];
 
+/// Name, instruction, CPL, selector in AX, outcome.
+type Row<'a> = (&'a str, &'a [u8], u8, u16, Result<(), Exception>);
+
 fn gp(code: u16) -> Result<(), Exception> {
     Err(Exception::gp(code.into()))
 }
@@ -23,7 +26,7 @@ fn ss(code: u16) -> Result<(), Exception> {
     Err(Exception::ss(code.into()))
 }
 
-fn check(rows: &[(&str, &[u8], u8, u16, Result<(), Exception>)]) {
+fn check(rows: &[Row<'_>]) {
     for &(name, code, cpl, selector, expected) in rows {
         let mut world = World::protected(cpl, code);
         world.cpu.gpr[0] = selector.into();
