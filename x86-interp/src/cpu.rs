@@ -14,6 +14,7 @@ use crate::events::Events;
 use crate::exec;
 use crate::fault::{Exec, Fault};
 use crate::flags::LazyFlags;
+use crate::fpu::FpuState;
 use crate::insn::{Insn, Operand, RegisterOffset};
 use crate::mem::phys::{PhysMap, View};
 use crate::mem::tlb::Tlb;
@@ -57,6 +58,8 @@ pub struct Cpu {
     pub(crate) clock: Box<dyn Clock>,
     /// System registers outside `state`.
     pub(crate) system: SystemRegisters,
+    /// x87, MMX, SSE and AVX registers.
+    pub(crate) fpu: FpuState,
     /// MSRs outside `state`.
     pub(crate) msrs: Msrs,
     /// What CPUID reports.
@@ -91,6 +94,7 @@ impl Cpu {
             bus,
             clock,
             system: SystemRegisters::default(),
+            fpu: FpuState::default(),
             msrs: Msrs::default(),
             cpuid: Profile::DEFAULT.table(),
             apic: None,

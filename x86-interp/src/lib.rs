@@ -20,6 +20,7 @@ pub mod events;
 pub(crate) mod exec;
 pub mod fault;
 pub(crate) mod flags;
+pub mod fpu;
 pub mod insn;
 pub mod mem;
 pub mod mode;

@@ -17,6 +17,7 @@ mod far;
 mod fast_call;
 mod flags;
 mod form;
+mod fpu_state;
 mod interrupt;
 mod io;
 pub(crate) mod iret;
@@ -31,6 +32,7 @@ mod string;
 mod time;
 mod transfer;
 mod vmx;
+mod xsave;
 
 use iced_x86::Code;
 
@@ -85,6 +87,8 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     io::lookup,
     cache::lookup,
     protection::lookup,
+    fpu_state::lookup,
+    xsave::lookup,
 ];
 
 /// Returns who executes an instruction; `None` if nobody does yet.

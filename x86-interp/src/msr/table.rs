@@ -120,7 +120,7 @@ const fn row(index: u32, name: &'static str, feature: Feature, home: Home, rule:
 
 const fn variable(index: u32, name: &'static str) -> Msr {
     let n = (index - 0x200) as usize;
-    let rule = if n % 2 == 0 {
+    let rule = if n & 1 == 0 {
         rule::mtrr_base
     } else {
         rule::mtrr_mask
@@ -136,7 +136,7 @@ const fn fixed(index: u32, name: &'static str, n: usize) -> Msr {
 
 const fn bank(index: u32, name: &'static str) -> Msr {
     let n = (index - 0x400) as usize;
-    let rule = if n % 4 == 0 { Rule::Any } else { Rule::Bits(0) };
+    let rule = if n & 3 == 0 { Rule::Any } else { Rule::Bits(0) };
     let home = Home::Element(|m| &mut m.mc_banks, n);
     row(index, name, Feature::Mca, home, rule)
 }

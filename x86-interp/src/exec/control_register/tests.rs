@@ -80,13 +80,14 @@ fn ia32e_mode_begins_and_ends_with_cr0_pg() {
     assert_eq!(load(&mut cpu, 0, PE), Ok(()));
     assert!(!cpu.state.efer.contains(Efer::LMA));
 
-    let changes: &[(&str, fn(&mut Cpu))] = &[
+    type Change = (&'static str, fn(&mut Cpu));
+    let changes: &[Change] = &[
         ("CR4.PAE", |c| c.state.cr4.remove(Cr4::PAE)),
         ("CS.L", |c| {
-            c.state.segment_mut(SegmentRegister::Cs).access.0 |= 1 << 13
+            c.state.segment_mut(SegmentRegister::Cs).access.0 |= 1 << 13;
         }),
         ("16-bit TSS", |c| {
-            c.state.segment_mut(SegmentRegister::Tr).access = AccessRights(0x83)
+            c.state.segment_mut(SegmentRegister::Tr).access = AccessRights(0x83);
         }),
     ];
     for (name, change) in changes {
@@ -100,7 +101,8 @@ fn ia32e_mode_begins_and_ends_with_cr0_pg() {
 #[test]
 fn cr4_rules() {
     let bit = |b: Cr4| Cr4::PAE.bits() | b.bits();
-    let rows: &[(&str, fn() -> Cpu, u64, Exec)] = &[
+    type Row = (&'static str, fn() -> Cpu, u64, Exec);
+    let rows: &[Row] = &[
         (
             "known bits",
             long_mode,

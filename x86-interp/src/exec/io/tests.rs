@@ -11,7 +11,10 @@ use crate::{Cpu, Exec, Fault};
 
 /// Answers 0x1122_3344 and counts down to a suspension.
 #[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<(Vec<(u16, usize, Option<u32>)>, Option<u32>)>>);
+struct Recorder(Arc<Mutex<(Vec<PortAccess>, Option<u32>)>>);
+
+/// Port, size, and the value if it is a write.
+type PortAccess = (u16, usize, Option<u32>);
 
 impl Recorder {
     fn access(&self, port: u16, size: usize, value: Option<u32>) -> Result<u32, Suspend> {
@@ -25,7 +28,7 @@ impl Recorder {
         state.0.push((port, size, value));
         Ok(0x1122_3344)
     }
-    fn seen(&self) -> Vec<(u16, usize, Option<u32>)> {
+    fn seen(&self) -> Vec<PortAccess> {
         self.0.lock().expect("nobody panics here").0.clone()
     }
     fn suspend_after(&self, count: Option<u32>) {
@@ -64,7 +67,7 @@ fn in_and_out_have_three_sizes() {
         (&[0x66, 0xed], 0x5555_6666_7777_3344),
         (&[0xed], 0x1122_3344),
     ];
-    cpu.gpr[2] = 0xdead_3f8;
+    cpu.gpr[2] = 0x0dea_d3f8;
     for (code, expected) in rows {
         cpu.gpr[0] = start;
         assert_eq!(execute(&mut cpu, code), Ok(()));

@@ -3,6 +3,8 @@
 //! SDM Vol. 1, "XSAVE-Supported Features and State-Component Bitmaps", "Managing State Using the
 //! XSAVE Feature Set". The instructions are in `exec::xsave`.
 
+pub(crate) mod legacy;
+
 use crate::cpuid::{CpuidEntry, Feature, FeatureSet, subleaf};
 
 /// Bytes of the legacy region (the FXSAVE image).
