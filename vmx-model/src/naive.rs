@@ -118,6 +118,13 @@ impl NaiveMachine {
         self.launch.get(&pointer).copied().unwrap_or_default()
     }
 
+    /// Whether a processor executed VMXOFF while the VMCS was active on it, and no VMCLEAR came
+    /// since.
+    #[must_use]
+    pub fn is_left_by_vmxoff(&self, pointer: Hpa) -> bool {
+        self.left_by_vmxoff.contains(&pointer)
+    }
+
     /// Returns the processors on which a VMCS is active.
     #[must_use]
     pub fn active_on(&self, pointer: Hpa) -> Vec<u32> {

@@ -78,7 +78,7 @@ fn violations(step: &Step) -> Vec<Violation> {
         "in A20M mode" => vec![|c| c.is_a20_masked = true],
         condition if condition.starts_with("CR0 or CR4 value not supported") => {
             vec![|c| c.cr0 -= Cr0::PG, |c| c.cr0 -= Cr0::NE, |c| {
-                c.cr4.insert(Cr4::from_bits_retain(1 << 63))
+                c.cr4.insert(Cr4::from_bits_retain(1 << 63));
             }]
         }
         "IA32_FEATURE_CONTROL.lock=0" => vec![|c| c.feature_control &= !1],

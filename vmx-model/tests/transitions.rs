@@ -479,6 +479,15 @@ const TRANSITIONS: &[(u32, fn())] = &[
         again()
             .then(RESUME, Answer::Entered)
             .misuse(&[Item::VmresumeAfterVmxoff]);
+        // After VMCLEAR it is a VMCS like any other.
+        again()
+            .then(Action::Vmclear(A), SUCCEED)
+            .then(Action::Vmptrld(A), SUCCEED)
+            .then(LAUNCH, Answer::Entered)
+            .then(Action::Exit(ExitReason::CPUID), Answer::Exited)
+            .changed(|m| m.cpus[0].set_vmxoff_detection(VmxoffDetection::Noticed))
+            .then(RESUME, Answer::Entered)
+            .misuse(&[]);
         again()
             .changed(|m| m.cpus[0].set_vmxoff_detection(VmxoffDetection::Noticed))
             .then(RESUME, valid(6))

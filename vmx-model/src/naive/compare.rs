@@ -254,8 +254,12 @@ impl Pair {
     fn compare_region(&self, pointer: Hpa) -> Result<(), String> {
         let status = self.machine.registry.status(pointer);
         let active_on: Vec<u32> = status.active_on.iter().map(|CpuId(n)| *n).collect();
-        let ours = (status.launch, active_on);
-        let theirs = (self.naive.launch(pointer), self.naive.active_on(pointer));
+        let ours = (status.launch, active_on, status.is_left_by_vmxoff);
+        let theirs = (
+            self.naive.launch(pointer),
+            self.naive.active_on(pointer),
+            self.naive.is_left_by_vmxoff(pointer),
+        );
         if ours == theirs {
             Ok(())
         } else {

@@ -360,12 +360,18 @@ impl Generator<'_> {
         }
     }
 
+    /// VMXOFF; mostly the processor comes back and goes on with a VMCS.
     fn vmxoff(&mut self) -> Vec<Action> {
-        if self.is_wild() {
-            vec![Action::Vmxoff]
-        } else {
-            Vec::new()
+        if !self.is_wild() {
+            return Vec::new();
         }
+        let mut actions = vec![Action::Vmxoff];
+        if !self.random.is_one_in(3) {
+            actions.push(Action::Vmxon(vmxon_region(self.cpu)));
+            actions.push(Action::Vmptrld(self.own_region()));
+            actions.push(Action::Vmresume(Blocking::None));
+        }
+        actions
     }
 
     fn vmwrite(&mut self) -> Vec<Action> {
