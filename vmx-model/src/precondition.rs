@@ -256,6 +256,38 @@ pub struct Step {
 
 /// Judges the preconditions of `instruction`: everything before its operands are accessed.
 ///
+/// # Examples
+///
+/// ```
+/// use vmx_model::arch::{Cr0, Cr4, Efer, Rflags};
+/// use vmx_model::capability::VmxProfile;
+/// use vmx_model::event::Exception;
+/// use vmx_model::precondition::{
+///     ExecutionContext, Instruction, NotExecuted, OperandForm, ShadowAccess, VmxOperation, check,
+/// };
+///
+/// let profile = VmxProfile::emulator_default();
+/// let mut context = ExecutionContext {
+///     operation: VmxOperation::Root,
+///     cr0: Cr0::PE | Cr0::PG | Cr0::NE,
+///     cr4: Cr4::PAE | Cr4::VMXE,
+///     rflags: Rflags::FIXED1,
+///     efer: Efer::LME | Efer::LMA,
+///     is_cs_long: true,
+///     cpl: 0,
+///     is_a20_masked: false,
+///     is_in_smx: false,
+///     feature_control: 5,
+///     operand: OperandForm::Memory,
+///     shadow_access: ShadowAccess::Exits,
+///     capabilities: &profile.caps,
+/// };
+/// assert_eq!(check(Instruction::Vmptrld, &context), Ok(()));
+/// context.cpl = 3;
+/// let fault = NotExecuted::Fault(Exception::gp(0));
+/// assert_eq!(check(Instruction::Vmptrld, &context), Err(fault));
+/// ```
+///
 /// # Errors
 ///
 /// The answer of the first step that does not let the instruction pass.

@@ -60,6 +60,47 @@ pub enum VmxoffDetection {
 }
 
 /// The VMX state of one logical processor.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use vmx_model::addr::Hpa;
+/// use vmx_model::capability::VmxProfile;
+/// use vmx_model::field::Field;
+/// use vmx_model::memory::PhysicalMemory;
+/// use vmx_model::outcome::VmxOutcome;
+/// use vmx_model::processor::LogicalProcessor;
+/// use vmx_model::registry::{CpuId, VmcsRegistry};
+///
+/// struct Memory(Vec<u8>);
+///
+/// impl PhysicalMemory for Memory {
+///     fn read(&self, address: Hpa, bytes: &mut [u8]) {
+///         let at = address.0 as usize;
+///         bytes.copy_from_slice(&self.0[at..at + bytes.len()]);
+///     }
+///     fn write(&mut self, address: Hpa, bytes: &[u8]) {
+///         let at = address.0 as usize;
+///         self.0[at..at + bytes.len()].copy_from_slice(bytes);
+///     }
+/// }
+///
+/// let profile = Arc::new(VmxProfile::emulator_default());
+/// let mut memory = Memory(vec![0; 0x3000]);
+/// let (vmxon_region, vmcs) = (Hpa(0x1000), Hpa(0x2000));
+/// for region in [vmxon_region, vmcs] {
+///     memory.write_u32(region, profile.caps.revision_id());
+/// }
+/// let mut cpu = LogicalProcessor::new(CpuId(0), profile, VmcsRegistry::new());
+/// assert_eq!(cpu.vmxon(vmxon_region, &memory), Ok(VmxOutcome::Succeed));
+/// assert_eq!(cpu.vmclear(vmcs, &mut memory), Ok(VmxOutcome::Succeed));
+/// assert_eq!(cpu.vmptrld(vmcs, &memory), Ok(VmxOutcome::Succeed));
+/// cpu.write(Field::GUEST_RIP, 0xfff0).unwrap();
+/// assert_eq!(cpu.read(Field::GUEST_RIP), Ok(0xfff0));
+/// // A pointer that is no region: VMfailValid(9), VMPTRLD with invalid physical address.
+/// assert_eq!(cpu.vmptrld(Hpa(0x2008), &memory), Ok(VmxOutcome::FailValid(9)));
+/// ```
 pub struct LogicalProcessor {
     id: CpuId,
     profile: Arc<VmxProfile>,

@@ -95,6 +95,26 @@ impl core::fmt::Display for Report {
 }
 
 /// The observer that reports undefined uses. Clones share one account.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use vmx_model::capability::VmxProfile;
+/// use vmx_model::processor::LogicalProcessor;
+/// use vmx_model::registry::{CpuId, VmcsRegistry};
+/// use vmx_model::sanitizer::Sanitizer;
+///
+/// let profile = Arc::new(VmxProfile::emulator_default());
+/// let registry = VmcsRegistry::new();
+/// let sanitizer = Sanitizer::new(profile.caps.clone());
+/// for n in 0..2 {
+///     let id = CpuId(n);
+///     let mut cpu = LogicalProcessor::new(id, Arc::clone(&profile), Arc::clone(&registry));
+///     cpu.set_observer(Some(Box::new(sanitizer.clone())));
+/// }
+/// assert!(sanitizer.take_reports().is_empty());
+/// ```
 #[derive(Clone, Debug)]
 pub struct Sanitizer {
     state: Arc<Mutex<State>>,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use vmx_model::addr::Hpa;
 use vmx_model::arch::Rflags;
 use vmx_model::capability::VmxProfile;
-use vmx_model::controls::ExitControls;
+use vmx_model::controls::{ExitControls, ProcControls, SecondaryControls};
 use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::field::{Field, Kind, Width};
@@ -164,6 +164,28 @@ proptest! {
         }
         RegionLayout::V1.write(&mut memory, B, &vmcs);
         prop_assert_eq!(RegionLayout::V1.read(&memory, B), vmcs);
+    }
+
+    /// INVEPT accepts an EPTP if and only if VM entry does.
+    #[test]
+    fn invept_judges_an_eptp_as_vm_entry_does(base in 0_u64..1 << 40, low: u16, high in 0_u64..64) {
+        for eptp in [base << 12 | u64::from(low & 0xfff), base << 12 | 0x1e, high << 46 | 0x5e] {
+            let mut machine = with_current(VmxProfile::everything());
+            let controls = [
+                (Field::SECONDARY_PROC_CONTROLS, SecondaryControls::ENABLE_EPT.bits()),
+                (Field::PROC_CONTROLS, ProcControls::ACTIVATE_SECONDARY_CONTROLS.bits()),
+            ];
+            let vmcs = machine.cpus[0].current_vmcs_mut().unwrap();
+            for (field, bits) in controls {
+                vmcs.set(field, vmcs.get(field) | u64::from(bits));
+            }
+            vmcs.set(Field::EPT_POINTER, eptp);
+            let is_accepted = machine.execute(0, Action::Invept(1, [eptp, 0])) == SUCCEED;
+            let entry = machine.execute(0, LAUNCH);
+            let fails = Answer::Outcome(VmxOutcome::FailValid(7));
+            let expected = if is_accepted { Answer::Entered } else { fails };
+            prop_assert_eq!(entry, expected, "EPTP {:#x}", eptp);
+        }
     }
 
     /// Invariant exit-reentry.
@@ -337,6 +359,53 @@ fn a_vmcs_moves_between_threads_by_a_remote_vmclear() {
     assert_eq!(here.vmptrld(A, &memory), succeed);
     assert_eq!(here.read(Field::GUEST_RIP), Ok(A.0));
     assert_eq!(there.read(Field::GUEST_RIP), Ok(B.0));
+}
+
+/// A processor's own sequence of VMWRITEs, VMPTRLDs, VMCLEARs and VMREADs on two regions; returns
+/// what the VMREADs read.
+fn own_sequence(n: u32, memory: &mut Shared, cpu: &mut LogicalProcessor) -> Vec<u64> {
+    let regions = [REGIONS[2 * n as usize], REGIONS[2 * n as usize + 1]];
+    let mut random = Random::new(n.into());
+    let succeed = Ok(VmxOutcome::Succeed);
+    assert_eq!(cpu.vmxon(vmxon_region(n), memory), succeed);
+    let mut read = Vec::new();
+    for _ in 0..500 {
+        let region = regions[random.below(2) as usize];
+        if random.below(3) == 0 {
+            assert_eq!(cpu.vmclear(region, memory), succeed);
+        }
+        assert_eq!(cpu.vmptrld(region, memory), succeed);
+        read.push(cpu.read(Field::GUEST_RIP).unwrap());
+        cpu.write(Field::GUEST_RIP, random.next()).unwrap();
+    }
+    read
+}
+
+#[test]
+fn processors_on_threads_do_not_disturb_each_other() {
+    let profile = Arc::new(VmxProfile::emulator_default());
+    let run = |is_concurrent: bool| -> Vec<Vec<u64>> {
+        let registry = VmcsRegistry::new();
+        let mut pages = Pages::default();
+        for page in REGIONS.into_iter().chain((0..3).map(vmxon_region)) {
+            pages.add(page);
+            pages.write_u32(page, profile.caps.revision_id());
+        }
+        let memory = Shared(Arc::new(Mutex::new(pages)));
+        let start = |n| {
+            let mut memory = memory.clone();
+            let registry = Arc::clone(&registry);
+            let mut cpu = LogicalProcessor::new(CpuId(n), Arc::clone(&profile), registry);
+            std::thread::spawn(move || own_sequence(n, &mut memory, &mut cpu))
+        };
+        if is_concurrent {
+            let threads: Vec<_> = (0..3).map(start).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        } else {
+            (0..3).map(|n| start(n).join().unwrap()).collect()
+        }
+    };
+    assert_eq!(run(true), run(false));
 }
 
 #[test]
