@@ -23,7 +23,7 @@ use crate::vmcs::Vmcs;
 
 /// The size of the page that a VMCS or VMXON region lies in, in bytes.
 ///
-/// Differs: a processor may report a smaller region in IA32_VMX_BASIC[44:32]. Alignment gives each
+/// Differs: a processor may report a smaller region in IA32_VMX_BASIC\[44:32\]. Alignment gives each
 /// region a page of its own, and our layout uses it.
 pub const REGION_BYTES: u64 = 4096;
 

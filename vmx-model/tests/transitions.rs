@@ -16,6 +16,7 @@ use vmx_model::exit_reason::{ENTRY_FAILURE, ExitReason};
 use vmx_model::field::Field;
 use vmx_model::memory::PhysicalMemory;
 use vmx_model::naive::Answer;
+use vmx_model::naive::compare::INVARIANTS;
 use vmx_model::naive::machine::Machine;
 use vmx_model::naive::sequence::{Action, BITMAPS, Blocking, Header, REGIONS, vmxon_region};
 use vmx_model::outcome::VmxOutcome;
@@ -168,6 +169,7 @@ struct Named {
 
 #[derive(Deserialize)]
 struct StateMachine {
+    invariant: Vec<Named>,
     transition: Vec<Transition>,
     sanitizer: Vec<Named>,
 }
@@ -198,6 +200,20 @@ fn the_sanitizer_has_the_items_of_the_specification() {
     let ours: Vec<&str> = Item::ALL.iter().map(|item| item.name()).collect();
     assert_eq!(ours, listed);
     assert_eq!(ours.len(), 17);
+}
+
+#[test]
+fn every_invariant_is_checked() {
+    // Those that need more than one step are properties in `state_machine.rs`.
+    let properties = ["high-low", "vmclear-flush", "exit-reentry"];
+    let ours: BTreeSet<&str> = INVARIANTS.iter().copied().chain(properties).collect();
+    let listed = state_machine().invariant;
+    let listed: BTreeSet<&str> = listed
+        .iter()
+        .map(|invariant| invariant.id.as_str())
+        .collect();
+    assert_eq!(ours, listed);
+    assert_eq!(ours.len(), 16);
 }
 
 const TRANSITIONS: &[(u32, fn())] = &[
@@ -577,6 +593,10 @@ const TRANSITIONS: &[(u32, fn())] = &[
         };
         Host::shadowing()
             .changed(no_link)
+            .changed(|m| {
+                let target = m.cpus[0].access_target();
+                assert_eq!(target, Err(VmxOutcome::FailInvalid));
+            })
             .then(Action::Vmread(0x2010), INVALID)
             .then(Action::Vmwrite(0x2010, 1), INVALID);
     }),

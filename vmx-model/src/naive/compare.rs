@@ -12,6 +12,9 @@ use crate::field::Field;
 use crate::region::{RegionHeader, RegionLayout};
 use crate::registry::CpuId;
 
+/// The names of the invariants that are checked after each step.
+pub const INVARIANTS: &[&str] = &invariants::NAMES;
+
 /// About how many steps a sequence has.
 pub const LENGTH: usize = 64;
 

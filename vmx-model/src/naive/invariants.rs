@@ -7,7 +7,7 @@ use super::machine::Machine;
 use super::sequence::{Action, REGIONS, Step};
 use crate::addr::Hpa;
 use crate::arch::Rflags;
-use crate::field::Field;
+use crate::field::{Field, Half};
 use crate::outcome::VmxOutcome;
 use crate::precondition::VmxOperation;
 use crate::registry::{LaunchState, RegionStatus};
@@ -94,7 +94,20 @@ const INVARIANTS: &[(&str, Invariant)] = &[
     ("error-only-on-valid", error_only_on_valid),
     ("fields-independent", fields_independent),
     ("region-isolation", region_isolation),
+    ("vmread-roundtrip", vmread_roundtrip),
+    ("vmptrst-inverse", vmptrst_inverse),
 ];
+
+/// The names of the invariants that are checked after each step.
+pub(super) const NAMES: [&str; INVARIANTS.len()] = {
+    let mut names = [""; INVARIANTS.len()];
+    let mut n = 0;
+    while n < names.len() {
+        names[n] = INVARIANTS[n].0;
+        n += 1;
+    }
+    names
+};
 
 /// Checks the invariants around a step. Some hold only for software that never did what the
 /// sanitizer reports.
@@ -243,4 +256,38 @@ fn region_isolation(c: &Context<'_>) -> bool {
     others
         .filter(|(_, n)| *n != c.step.cpu)
         .all(|((before, after), _)| before.current == after.current)
+}
+
+fn vmread_roundtrip(c: &Context<'_>) -> bool {
+    let n = c.step.cpu as usize;
+    let (Action::Vmwrite(encoding, value), Answer::Outcome(VmxOutcome::Succeed)) =
+        (c.step.action, c.answer)
+    else {
+        return true;
+    };
+    let written = u32::try_from(encoding).ok().and_then(Field::from_encoding);
+    match (written, &c.after.cpus[n].current) {
+        (Some((field, half)), Some((_, vmcs)))
+            if c.before.cpus[n].operation == VmxOperation::Root =>
+        {
+            let mask = match half {
+                Half::Full => field.value_mask(),
+                Half::High => 0xffff_ffff,
+            };
+            vmcs.read(field, half) == value & mask
+        }
+        _ => true,
+    }
+}
+
+fn vmptrst_inverse(c: &Context<'_>) -> bool {
+    let (Action::Vmptrld(pointer), Answer::Outcome(VmxOutcome::Succeed)) =
+        (c.step.action, c.answer)
+    else {
+        return true;
+    };
+    let current = &c.after.cpus[c.step.cpu as usize].current;
+    current
+        .as_ref()
+        .is_some_and(|(current, _)| *current == pointer)
 }

@@ -46,17 +46,19 @@ impl LogicalProcessor {
         Ok(read)
     }
 
-    /// Whether VMREAD and VMWRITE in VMX root operation have a VMCS to work on; if not, they end
-    /// with VMfailInvalid before VMWRITE reads its memory operand.
+    /// Whether VMREAD and VMWRITE have a VMCS to work on: the current one in VMX root operation, the
+    /// one that the VMCS link pointer names in VMX non-root operation. If not, they end with
+    /// VMfailInvalid before VMWRITE reads its memory operand.
     ///
     /// # Errors
     ///
     /// VMfailInvalid.
-    pub const fn access_target(&self) -> Result<(), VmxOutcome> {
-        match self.current {
-            Some(_) => Ok(()),
-            None => Err(VmxOutcome::FailInvalid),
-        }
+    pub fn access_target(&self) -> Result<(), VmxOutcome> {
+        let target = match self.operation {
+            VmxOperation::NonRoot => self.link_pointer(),
+            _ => self.current_pointer(),
+        };
+        target.map(|_| ()).ok_or(VmxOutcome::FailInvalid)
     }
 
     /// VMWRITE in VMX root operation.

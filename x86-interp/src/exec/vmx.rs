@@ -208,11 +208,8 @@ fn vmread(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn vmwrite(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let encoding = cpu.register_operand(insn, 0)?;
     let is_shadowed = check_field_access(cpu, Instruction::Vmwrite, insn, encoding)?;
-    let target = match cpu.processor() {
-        Some(processor) if !is_shadowed => processor.access_target(),
-        _ => Ok(()),
-    };
-    if let Err(outcome) = target {
+    let target = cpu.processor().map(LogicalProcessor::access_target);
+    if let Some(Err(outcome)) = target {
         cpu.conclude(outcome);
         return Ok(());
     }
