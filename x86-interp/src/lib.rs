@@ -31,6 +31,7 @@ pub mod registers;
 pub(crate) mod reset;
 pub mod run;
 pub(crate) mod segmentation;
+pub mod state;
 pub mod stop;
 pub mod system;
 pub(crate) mod task;

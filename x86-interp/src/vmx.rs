@@ -12,10 +12,12 @@ mod context;
 mod entry;
 mod exit;
 mod info;
+mod state;
 mod timer;
 
 pub(crate) use entry::AddressSpaceTag;
 pub use entry::EntryInstruction;
+pub(crate) use state::VmxContextState;
 
 use vmx_model::exit::VmExit;
 use vmx_model::precondition::VmxOperation;
@@ -24,7 +26,7 @@ use vmx_model::processor::LogicalProcessor;
 use crate::{Cpu, Fault};
 
 /// Who is in VMX root operation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum RootSoftware {
     /// Code that this processor executes: a VM exit goes on at the host RIP of the VMCS.
     #[default]

@@ -36,6 +36,13 @@ impl Default for CurrentContext {
     }
 }
 
+impl CurrentContext {
+    /// Returns the VPID and EPT pointer in use.
+    pub(crate) const fn tag(&self) -> AddressSpaceTag {
+        self.tag
+    }
+}
+
 impl Cpu {
     /// Translates a linear address through paging (and EPT) for one access.
     ///

@@ -21,7 +21,7 @@ pub enum EntryInstruction {
 }
 
 /// What the address-space context in use is keyed by, besides PCID and privilege.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct AddressSpaceTag {
     /// VPID; 0 outside VMX non-root operation and without "enable VPID".
     pub(crate) vpid: u16,

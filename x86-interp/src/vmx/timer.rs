@@ -6,7 +6,7 @@
 use crate::Cpu;
 
 /// An active timer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct PreemptionTimer {
     deadline_tsc: u64,
     /// IA32_VMX_MISC\[4:0\].
