@@ -86,6 +86,29 @@ impl Events {
 }
 
 impl Cpu {
+    /// Returns the events that wait for an instruction boundary.
+    #[must_use]
+    pub fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Replaces the events that wait for an instruction boundary.
+    pub fn set_events(&mut self, events: &Events) {
+        self.events = events.clone();
+    }
+
+    /// Returns the event that is in delivery: after [`Stop::Suspended`] or a host fault, one whose
+    /// delivery starts anew when the processor runs again.
+    #[must_use]
+    pub fn event_in_delivery(&self) -> Option<Event> {
+        self.delivering
+    }
+
+    /// Replaces the event in delivery.
+    pub fn set_event_in_delivery(&mut self, event: Option<Event>) {
+        self.delivering = event;
+    }
+
     /// Makes a non-maskable interrupt pending.
     pub fn inject_nmi(&mut self) {
         self.events.nmi = true;
@@ -182,8 +205,9 @@ impl Cpu {
 
     fn attend_to_init(&mut self) -> Exec<Boundary> {
         if self.events.init {
-            self.events.init = false;
+            let start_up = self.events.start_up;
             self.init();
+            self.events.start_up = start_up;
             if self.msrs.apic_base & APIC_BASE_BSP == 0 {
                 self.state.activity = Activity::WaitForSipi;
             }
@@ -365,7 +389,6 @@ impl Cpu {
     }
 
     /// Notes a port access by the instruction in progress: I/O breakpoints.
-    #[expect(dead_code, reason = "the port instructions are not there yet")]
     pub(crate) fn note_port_access(&mut self, port: u16, bytes: usize) {
         if self.state.dr7 & DR7_ENABLES != 0 {
             let at = Linear(u64::from(port));

@@ -9,15 +9,14 @@ use vmx_model::arch::{
 };
 
 use crate::Cpu;
+use crate::events::Events;
+use crate::msr::Msrs;
+use crate::system::{DR6_FIXED1, SystemRegisters};
 
 /// Access rights of a data segment and, after RESET, of CS: present, read/write, accessed.
 const READ_WRITE: AccessRights = AccessRights(0x93);
 /// IA32_PAT after RESET (SDM Vol. 3A, "Programming the PAT").
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
-/// EDX after RESET: the processor signature. Family 6; the exact value is CPUID.01H:EAX's, which
-/// the owner of the CPUID profile writes.
-const DX_RESET: u64 = 0x600;
-
 /// Returns the architectural state after RESET.
 pub(crate) fn reset_state() -> ArchState {
     let mut state = ArchState {
@@ -69,6 +68,15 @@ impl Cpu {
     /// Puts the processor into the state after RESET.
     pub fn reset(&mut self) {
         self.state = reset_state();
+        self.system = SystemRegisters {
+            apic_id: self.system.apic_id,
+            random: self.system.random,
+            ..SystemRegisters::default()
+        };
+        self.msrs = Msrs {
+            bios_sign_id: self.msrs.bios_sign_id,
+            ..Msrs::default()
+        };
         self.clear_registers();
     }
 
@@ -78,6 +86,9 @@ impl Cpu {
         let cache_bits = self.state.cr0.intersection(Cr0::CD | Cr0::NW);
         init_registers(&mut self.state);
         self.state.cr0 = cache_bits | Cr0::ET;
+        self.system.cr2 = 0;
+        self.system.breakpoints = [0; 4];
+        self.system.dr6 = DR6_FIXED1;
         self.clear_registers();
     }
 
@@ -92,8 +103,12 @@ impl Cpu {
 
     fn clear_registers(&mut self) {
         self.gpr = [0; 18];
-        self.gpr[2] = DX_RESET;
+        let signature = self.cpuid.find(1, 0).map(|entry| entry.eax);
+        self.gpr[2] = u64::from(signature.unwrap_or_default());
         self.next_rip = self.state.rip;
+        self.events = Events::default();
+        self.delivering = None;
+        self.flush_tlb_all();
         self.set_rflags(Rflags::FIXED1);
     }
 }

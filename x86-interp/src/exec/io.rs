@@ -97,12 +97,15 @@ impl Cpu {
     fn port_read<W: Width>(&mut self, port: u16) -> Exec<W> {
         let answer = self.bus.port_read(port, W::BYTES);
         let value = answer.map_err(|_| self.suspend())?;
+        self.note_port_access(port, W::BYTES);
         Ok(W::from_u64(u64::from(value)))
     }
 
     fn port_write<W: Width>(&mut self, port: u16, value: W) -> Exec {
         let answer = self.bus.port_write(port, W::BYTES, value.to_u64() as u32);
-        answer.map_err(|_| self.suspend())
+        answer.map_err(|_| self.suspend())?;
+        self.note_port_access(port, W::BYTES);
+        Ok(())
     }
 
     /// #GP(0) unless the current privilege may access `bytes` ports from `port` on: by IOPL (not in

@@ -17,7 +17,7 @@ use crate::{Cpu, Stop};
 mod events;
 mod far;
 mod interrupts;
-// mod random;
+mod random;
 mod returns;
 mod segments;
 mod tasks;
