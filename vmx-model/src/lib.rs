@@ -15,6 +15,7 @@ pub mod capability;
 pub mod checks;
 pub mod controls;
 pub mod entry;
+pub mod ept;
 pub mod error;
 pub mod event;
 pub mod exit;

@@ -50,7 +50,14 @@ pub trait Clock: Send {
     /// Returns the counter that a processor which has retired `instructions` instructions reads,
     /// before its own IA32_TSC adjustment.
     fn tsc(&mut self, instructions: u64) -> u64;
+
+    /// Returns how many instructions may be executed before a counter that has `ticks` left is
+    /// looked at again: not more than it takes, where that is known.
+    fn instructions_within(&self, ticks: u64) -> u64;
 }
+
+/// How many instructions are executed between two looks at a clock that does not count them.
+const GLANCE: u64 = 4096;
 
 /// TSC = instructions retired times a ratio: the same inputs give the same trace.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +75,10 @@ impl Default for InstructionClock {
 impl Clock for InstructionClock {
     fn tsc(&mut self, instructions: u64) -> u64 {
         instructions.wrapping_mul(self.ratio)
+    }
+
+    fn instructions_within(&self, ticks: u64) -> u64 {
+        ticks.div_ceil(self.ratio.max(1))
     }
 }
 
@@ -93,6 +104,10 @@ impl Clock for HostClock {
     fn tsc(&mut self, _: u64) -> u64 {
         let ticks = self.start.elapsed().as_nanos() * u128::from(self.khz) / 1_000_000;
         ticks as u64
+    }
+
+    fn instructions_within(&self, _: u64) -> u64 {
+        GLANCE
     }
 }
 

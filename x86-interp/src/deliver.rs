@@ -11,6 +11,8 @@
 
 use vmx_model::arch::{Activity, Interruptibility, Rflags, Segment, SegmentRegister};
 use vmx_model::event::{Event, EventType, Exception, vector};
+use vmx_model::exit::VmExit;
+use vmx_model::exit_reason::ExitReason;
 
 use crate::descriptor::{Column, Descriptor, Selector, System};
 use crate::fault::Fault;
@@ -115,6 +117,7 @@ impl Cpu {
         let mut exception = exception;
         loop {
             let event = self.event_for(exception)?;
+            self.ask_about_event(&event)?;
             self.note_exception(&exception);
             self.delivering = Some(event);
             match self.deliver_through_table(&event) {
@@ -146,6 +149,7 @@ impl Cpu {
 
     /// Delivers the event of an INT instruction. What that raises is the instruction's own fault.
     pub(crate) fn deliver_software(&mut self, event: Event) -> Exec {
+        self.ask_about_event(&event)?;
         self.delivering = Some(event);
         let result = self.deliver_through_table(&event);
         if matches!(result, Ok(()) | Err(Fault::Stop)) {
@@ -184,6 +188,9 @@ impl Cpu {
 
     /// Enters the shutdown state (SDM Vol. 3A, "Interrupt 8-Double Fault Exception (#DF)").
     fn shut_down(&mut self) -> Fault {
+        if self.is_non_root() {
+            return self.vm_exit(VmExit::new(ExitReason::TRIPLE_FAULT));
+        }
         self.delivering = None;
         self.state.activity = Activity::Shutdown;
         self.stop(Stop::Shutdown)

@@ -177,6 +177,7 @@ impl Cpu {
         let has_interrupt_source = e.interrupt_line.is_some() || self.apic.is_some();
         !(e.init || e.nmi || e.task_trap || e.is_mid_repeat || has_interrupt_source)
             && self.delivering.is_none()
+            && !self.has_vmx_boundary_work()
             && self.state.activity == Activity::Active
             && self.state.pending_debug == 0
             && self.state.dr7 & DR7_ENABLES == 0
@@ -187,10 +188,14 @@ impl Cpu {
             self.deliver(event)?;
             return Ok(Boundary::Delivered);
         }
-        const ORDER: [fn(&mut Cpu) -> Exec<Boundary>; 6] = [
+        const ORDER: [fn(&mut Cpu) -> Exec<Boundary>; 10] = [
             Cpu::attend_to_init,
+            Cpu::attend_to_monitor_trap,
             Cpu::attend_to_traps,
+            Cpu::attend_to_preemption_timer,
+            Cpu::attend_to_nmi_window,
             Cpu::attend_to_nmi,
+            Cpu::attend_to_interrupt_window,
             Cpu::attend_to_interrupt,
             Cpu::attend_to_activity,
             Cpu::attend_to_code_breakpoint,
@@ -244,13 +249,16 @@ impl Cpu {
             return Ok(Boundary::Execute);
         }
         self.events.nmi = false;
-        self.deliver(interrupt(vector::NMI, EventType::Nmi))?;
+        let event = interrupt(vector::NMI, EventType::Nmi);
+        self.ask_about_event(&event)?;
+        self.deliver(event)?;
         Ok(Boundary::Delivered)
     }
 
     fn attend_to_interrupt(&mut self) -> Exec<Boundary> {
+        self.attend_to_exiting_interrupt()?;
         let is_open = self.state.rflags.contains(Rflags::IF) && !self.is_blocked(SHADOW);
-        if !is_open || !self.is_listening() {
+        if !is_open || !self.is_listening() || self.has_exiting_interrupts() {
             return Ok(Boundary::Execute);
         }
         let Some(vector) = self.acknowledge_interrupt() else {
@@ -260,8 +268,14 @@ impl Cpu {
         Ok(Boundary::Delivered)
     }
 
+    /// Whether an external interrupt waits.
+    pub(crate) fn has_external_interrupt(&mut self) -> bool {
+        self.events.interrupt_line.is_some()
+            || self.apic.as_mut().is_some_and(|apic| apic.has_interrupt())
+    }
+
     /// Takes the vector of the external interrupt with the highest priority.
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+    pub(crate) fn acknowledge_interrupt(&mut self) -> Option<u8> {
         let line = self.events.interrupt_line.take();
         line.or_else(|| {
             let apic = self.apic.as_mut()?;
@@ -306,6 +320,7 @@ impl Cpu {
         self.state.rflags.intersects(Rflags::TF | Rflags::RF)
             || self.state.dr7 & DR7_ENABLES != 0
             || self.is_blocked(SHADOW)
+            || self.has_monitor_trap_flag()
     }
 
     /// Prepares for one instruction in step mode.
@@ -321,6 +336,7 @@ impl Cpu {
     /// Finishes an instruction of step mode that has completed, or an iteration of it.
     pub(crate) fn end_step(&mut self, step: Step) {
         self.commit_shadow();
+        self.note_monitor_trap();
         if step.flags.contains(Rflags::RF) && !self.events.keeps_rf && !self.events.is_mid_repeat {
             self.state.rflags.remove(Rflags::RF);
         }

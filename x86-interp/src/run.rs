@@ -132,6 +132,7 @@ impl Cpu {
         if self.attend()? == Boundary::Delivered {
             return Ok(());
         }
+        let end = self.timer_horizon(end);
         if !self.needs_step() {
             self.run_blocks(end, false)?;
             self.commit_shadow();
@@ -178,7 +179,7 @@ impl Cpu {
         if self.hot.limit.load(Ordering::Relaxed) != 0
             && self.hot.limit.swap(0, Ordering::Acquire) == KICK
         {
-            return Err(self.stop(Stop::Kick));
+            return Err(self.kicked());
         }
         self.refresh_map();
         if self.pending_stop.is_some() {

@@ -20,26 +20,12 @@ use crate::mem::{Access, Privilege};
 use crate::segmentation::{null_segment, virtual_8086_segment};
 use crate::{Cpu, Exec};
 
-/// What initiates a task switch, numbered as in the exit qualification (SDM Vol. 3C, "Exit
-/// Qualification for Task Switches").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum TaskSource {
-    /// CALL.
-    Call = 0,
-    /// IRET with NT set.
-    Iret = 1,
-    /// JMP.
-    Jump = 2,
-    /// An event through a task gate of the IDT.
-    Gate = 3,
-}
+/// What initiates a task switch.
+pub(crate) use vmx_model::intercept::TaskSwitchSource as TaskSource;
 
-impl TaskSource {
-    /// Whether the new task is nested in the old one.
-    const fn is_nesting(self) -> bool {
-        matches!(self, Self::Call | Self::Gate)
-    }
+/// Whether the new task is nested in the old one.
+const fn is_nesting(source: TaskSource) -> bool {
+    matches!(source, TaskSource::Call | TaskSource::TaskGate)
 }
 
 /// Where a TSS keeps what: one row per format.
@@ -136,7 +122,7 @@ impl Cpu {
         return_rip: u64,
         error_code: Option<u32>,
     ) -> Exec {
-        let size = self.switch_task(selector, TaskSource::Gate, return_rip)?;
+        let size = self.switch_task(selector, TaskSource::TaskGate, return_rip)?;
         if let Some(code) = error_code {
             let mut stack = self.stack();
             self.push_frame(&mut stack, size, &[u64::from(code)])?;
@@ -167,6 +153,7 @@ impl Cpu {
     /// Returns the size of the new task's registers.
     fn switch_task(&mut self, selector: Selector, source: TaskSource, return_rip: u64) -> Exec<u8> {
         let (descriptor, size) = self.checked_tss(selector, source)?;
+        self.ask_about_task_switch(selector.0, source)?;
         let switch = Switch {
             source,
             selector,
@@ -212,7 +199,7 @@ impl Cpu {
         let at = self.system_linear(switch.descriptor.base(), 0);
         let part = &mut image[..switch.layout.bytes];
         self.load_bytes_linear(at, part, Access::Read, Privilege::Supervisor)?;
-        if switch.source.is_nesting() {
+        if is_nesting(switch.source) {
             self.probe_store(at, 2)?;
         }
         Ok(image)
@@ -244,13 +231,13 @@ impl Cpu {
         let at = self.system_linear(tr.base, layout.registers as u64);
         let dynamic = &image[layout.registers..layout.saved_end()];
         self.store_bytes_linear(at, dynamic, Privilege::Supervisor)?;
-        if !switch.source.is_nesting() {
+        if !is_nesting(switch.source) {
             self.clear_busy(old)?;
         }
         if switch.source != TaskSource::Iret {
             self.set_busy(switch.selector)?;
         }
-        if switch.source.is_nesting() {
+        if is_nesting(switch.source) {
             let link = self.system_linear(switch.descriptor.base(), 0);
             self.store_linear(link, tr.selector, Privilege::Supervisor)?;
         }
@@ -310,7 +297,7 @@ impl Cpu {
         self.state.rip = self.next_rip;
         let bits = u64::from(layout.register(image, 1)) & EFLAGS_MASK;
         let mut flags = Rflags::from_bits_retain(bits);
-        if switch.source.is_nesting() {
+        if is_nesting(switch.source) {
             flags |= Rflags::NT;
         }
         self.set_rflags(flags);

@@ -8,10 +8,14 @@
 //! an image), or native code of the host program (a hypervisor in the same program): see
 //! [`RootSoftware`].
 
+mod ask;
+mod boundary;
 mod context;
+mod control_register;
 mod entry;
+mod ept;
 mod exit;
-mod info;
+pub(crate) mod info;
 mod state;
 mod timer;
 
@@ -20,6 +24,7 @@ pub use entry::EntryInstruction;
 pub(crate) use state::VmxContextState;
 
 use vmx_model::exit::VmExit;
+use vmx_model::intercept::time::PauseLoop;
 use vmx_model::precondition::VmxOperation;
 use vmx_model::processor::LogicalProcessor;
 
@@ -45,6 +50,16 @@ pub(crate) struct VmxContext {
     is_non_root: bool,
     /// Whether an MTF VM exit is pending.
     pub(crate) has_pending_mtf: bool,
+    /// Whether a write of VTPR went below the TPR threshold.
+    is_tpr_below_threshold: bool,
+    /// Whether an interrupt or NMI window is waited for.
+    has_window: bool,
+    /// Whether the monitor trap flag is set.
+    has_monitor_trap_flag: bool,
+    /// EPT, in VMX non-root operation with "enable EPT".
+    ept: Option<ept::EptInUse>,
+    /// PAUSE-loop exiting.
+    pause_loop: PauseLoop,
     /// The VMX-preemption timer, while it is active.
     timer: Option<timer::PreemptionTimer>,
     /// The description behind [`Fault::VmExit`].
@@ -87,6 +102,12 @@ impl Cpu {
     #[inline]
     pub fn is_non_root(&self) -> bool {
         self.vmx.is_non_root
+    }
+
+    /// Returns EPT, if guest-physical addresses go through it.
+    #[inline]
+    pub(crate) fn ept_in_use(&self) -> Option<ept::EptInUse> {
+        self.vmx.ept
     }
 
     /// Records a VM exit that the current instruction or event causes.

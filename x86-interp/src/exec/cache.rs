@@ -5,6 +5,7 @@
 //! check.
 
 use std::sync::atomic::{Ordering, fence};
+use vmx_model::intercept::Instruction;
 
 use iced_x86::{Code, Mnemonic};
 use vmx_model::event::Exception;
@@ -24,7 +25,8 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
     let (plain, traits): (Plain, Traits) = match code.mnemonic() {
         Mnemonic::Wbinvd | Mnemonic::Invd | Mnemonic::Wbnoinvd => (wbinvd, Traits::OUTSIDE),
         Mnemonic::Clflush | Mnemonic::Clflushopt | Mnemonic::Clwb => (clflush, Traits::empty()),
-        Mnemonic::Cldemote | Mnemonic::Pause => (nothing, Traits::empty()),
+        Mnemonic::Cldemote => (nothing, Traits::empty()),
+        Mnemonic::Pause => (pause, Traits::empty()),
         Mnemonic::Lfence | Mnemonic::Sfence | Mnemonic::Mfence => (mfence, Traits::empty()),
         Mnemonic::Serialize => (mfence, Traits::OUTSIDE),
         Mnemonic::Monitor => (monitor, Traits::empty()),
@@ -44,8 +46,12 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 }
 
 /// WBINVD, INVD, WBNOINVD.
-fn wbinvd(cpu: &mut Cpu, _: &Insn) -> Exec {
-    cpu.require_cpl0()
+fn wbinvd(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.require_cpl0()?;
+    match insn.code.mnemonic() {
+        Mnemonic::Invd => cpu.ask(Instruction::Invd, insn),
+        _ => cpu.ask(Instruction::Wbinvd, insn),
+    }
 }
 
 /// CLFLUSH, CLFLUSHOPT, CLWB: "permission checking as a byte load".
@@ -55,9 +61,14 @@ fn clflush(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
-/// CLDEMOTE, PAUSE: hints.
+/// CLDEMOTE: a hint.
 fn nothing(_: &mut Cpu, _: &Insn) -> Exec {
     Ok(())
+}
+
+/// PAUSE: a hint, but in VMX non-root operation perhaps a VM exit.
+fn pause(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.ask_about_pause(insn)
 }
 
 /// MFENCE, LFENCE, SFENCE, SERIALIZE: later accesses of this processor come after earlier ones,
@@ -70,6 +81,7 @@ fn mfence(_: &mut Cpu, _: &Insn) -> Exec {
 /// MONITOR: a byte load from DS:rAX.
 fn monitor(cpu: &mut Cpu, insn: &Insn) -> Exec {
     require_monitor(cpu)?;
+    cpu.ask(Instruction::Monitor, insn)?;
     if cpu.gpr[1] as u32 != 0 {
         return Err(Exception::gp(0).into());
     }
@@ -81,8 +93,9 @@ fn monitor(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// MWAIT. Choice: it does not wait, as if a store or another event had ended the wait at once;
 /// that is always allowed.
-fn mwait(cpu: &mut Cpu, _: &Insn) -> Exec {
+fn mwait(cpu: &mut Cpu, insn: &Insn) -> Exec {
     require_monitor(cpu)?;
+    cpu.ask(Instruction::Mwait, insn)?;
     if u64::from(cpu.gpr[1] as u32) & !MWAIT_INTERRUPT_BREAK != 0 {
         return Err(Exception::gp(0).into());
     }

@@ -47,8 +47,11 @@ impl Cpu {
 
     /// Returns the linear address of the memory operand without any check.
     pub(crate) fn unchecked_linear(&self, insn: &Insn) -> Linear {
-        let offset = self.effective_address(insn);
-        let register = insn.memory.segment;
+        self.linear_without_checks(insn.memory.segment, self.effective_address(insn))
+    }
+
+    /// Returns the linear address of `register:offset`, without any check.
+    pub(crate) fn linear_without_checks(&self, register: SegmentRegister, offset: u64) -> Linear {
         let base = self.state.segment(register).base;
         if self.mode() != Mode::Long {
             return Linear(base.wrapping_add(offset) & 0xffff_ffff);

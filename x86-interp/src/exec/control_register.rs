@@ -4,10 +4,12 @@
 //! "Invalidation of TLBs and Paging-Structure Caches". The effect of each write is a method
 //! `write_crN`, which task switches and others use as well.
 
+use crate::vmx::info;
 use iced_x86::{Code, Mnemonic};
 use vmx_model::addr::Linear;
 use vmx_model::arch::{ArchState, Cr0, Cr4, Efer, SegmentRegister};
 use vmx_model::event::Exception;
+use vmx_model::intercept::Instruction;
 
 use super::{Row, Traits};
 use crate::insn::{Insn, Operand, Plain};
@@ -37,11 +39,10 @@ fn mov_from_cr(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let number = control_register(insn.operands[1])?;
     cpu.require_cpl0()?;
     let value = match number {
-        0 => cpu.state.cr0.bits(),
+        0 => cpu.visible_cr0(),
         2 => cpu.system.cr2,
-        3 => cpu.state.cr3,
-        4 => cpu.state.cr4.bits(),
-        _ => cpu.read_cr8(),
+        4 => cpu.visible_cr4(),
+        _ => cpu.ask_about_cr_read(number, insn)?,
     };
     cpu.write_native(insn, 0, value)
 }
@@ -52,14 +53,18 @@ fn mov_to_cr(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
     let value = cpu.read_native(insn, 1)?;
     match number {
-        0 => cpu.write_cr0(value),
         2 => {
             cpu.system.cr2 = value;
-            Ok(())
+            return Ok(());
         }
+        8 => return cpu.move_to_cr8(value, insn),
+        _ => {}
+    }
+    let value = cpu.ask_about_cr_write(number, value, insn)?;
+    match number {
+        0 => cpu.write_cr0(value),
         3 => cpu.write_cr3(value),
-        4 => cpu.write_cr4(value),
-        _ => cpu.write_cr8(value),
+        _ => cpu.write_cr4(value),
     }
 }
 
@@ -72,24 +77,24 @@ fn control_register(operand: Operand) -> Exec<u8> {
 }
 
 /// CLTS.
-fn clts(cpu: &mut Cpu, _: &Insn) -> Exec {
+fn clts(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
-    cpu.state.cr0.remove(Cr0::TS);
+    cpu.state.cr0 = cpu.ask_about_clts(insn)?;
     Ok(())
 }
 
 /// LMSW: loads CR0[3:0], but cannot clear PE.
 fn lmsw(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
-    let source = u64::from(cpu.read::<u16>(insn, 0)?);
-    let old = cpu.state.cr0.bits();
-    cpu.write_cr0(old & !0xe | source & 0xf)
+    let source = cpu.read::<u16>(insn, 0)?;
+    let value = cpu.ask_about_lmsw(source, insn)?;
+    cpu.write_cr0(value)
 }
 
 /// SMSW: a register gets as much of CR0 as it holds, memory 16 bits.
 fn smsw(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_umip()?;
-    let value = cpu.state.cr0.bits();
+    let value = cpu.visible_cr0();
     match (insn.code, insn.operands[0]) {
         (Code::Smsw_rm16, _) | (_, Operand::Memory) => cpu.write(insn, 0, value as u16),
         (Code::Smsw_r32m16, _) => cpu.write(insn, 0, value as u32),
@@ -101,6 +106,7 @@ fn smsw(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn invlpg(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
     let linear = cpu.unchecked_linear(insn);
+    cpu.ask_about(Instruction::Invlpg, insn, linear.0, 0)?;
     if cpu.is_canonical(linear.0) {
         cpu.flush_tlb_page(linear);
     }
@@ -109,7 +115,9 @@ fn invlpg(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// INVPCID.
 fn invpcid(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.require_enabled(Instruction::Invpcid)?;
     cpu.require_cpl0()?;
+    cpu.ask_about_operand(Instruction::Invpcid, insn, info::invalidation)?;
     let kind = cpu.read_native(insn, 0)?;
     let mut descriptor = [0; 16];
     cpu.load_operand(insn, &mut descriptor)?;
@@ -170,6 +178,7 @@ impl Cpu {
         if value >> 32 != 0 || !is_cr0_consistent(new) || !self.may_switch_paging(new) {
             return Err(Exception::gp(0).into());
         }
+        self.check_cr0_in_vmx(new.bits())?;
         let changed = old ^ new;
         let pdpte_bits = Cr0::CD | Cr0::NW | Cr0::PG;
         self.reload_pdptes(changed.intersects(pdpte_bits), new, self.state.cr4, efer)?;
@@ -245,6 +254,7 @@ impl Cpu {
         if !self.cpuid.cr4_supported().contains(new) || !self.may_load_cr4(new) {
             return Err(Exception::gp(0).into());
         }
+        self.check_cr4_in_vmx(value)?;
         let changed = self.state.cr4 ^ new;
         let pdpte_bits = Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP;
         let must_load = changed.intersects(pdpte_bits);

@@ -5,6 +5,7 @@
 
 use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::Cr4;
+use vmx_model::intercept::Instruction;
 
 use super::{Row, Traits};
 use crate::cpuid::{CpuidEntry, Feature};
@@ -21,7 +22,8 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 }
 
 /// CPUID.
-fn cpuid(cpu: &mut Cpu, _: &Insn) -> Exec {
+fn cpuid(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.ask(Instruction::Cpuid, insn)?;
     let answer = cpu.cpuid_answer(cpu.gpr[0] as u32, cpu.gpr[1] as u32);
     cpu.gpr[0] = u64::from(answer.eax);
     cpu.gpr[3] = u64::from(answer.ebx);

@@ -2,9 +2,12 @@
 //!
 //! SDM Vol. 2, "MOV-Move to/from Debug Registers"; Vol. 3B, "Debug Registers".
 
+use crate::vmx::info;
 use iced_x86::Code;
 use vmx_model::arch::Cr4;
 use vmx_model::event::Exception;
+use vmx_model::intercept::Instruction;
+use vmx_model::intercept::control_register::{Direction, mov_dr_qualification};
 
 use super::{Row, Traits};
 use crate::insn::{Insn, Operand, Plain};
@@ -34,6 +37,7 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 
 /// MOV from DR0 to DR7.
 fn mov_from_dr(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    ask(cpu, insn, Direction::From)?;
     let number = debug_register(cpu, insn.operands[1])?;
     let value = match number {
         6 => cpu.system.dr6,
@@ -45,6 +49,7 @@ fn mov_from_dr(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// MOV to DR0 to DR7.
 fn mov_to_dr(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    ask(cpu, insn, Direction::To)?;
     let number = debug_register(cpu, insn.operands[0])?;
     let value = cpu.read_native(insn, 1)?;
     if number >= 6 && value >> 32 != 0 {
@@ -61,6 +66,24 @@ fn mov_to_dr(cpu: &mut Cpu, insn: &Insn) -> Exec {
         cpu.flush_tlb_all();
     }
     Ok(())
+}
+
+/// Asks whether MOV DR leaves the guest: this comes before every fault of the instruction (SDM
+/// Vol. 3C, "Relative Priority of Faults and VM Exits" has it as the exception).
+fn ask(cpu: &mut Cpu, insn: &Insn, direction: Direction) -> Exec {
+    if !cpu.is_non_root() {
+        return Ok(());
+    }
+    let (register, gpr) = match direction {
+        Direction::To => (insn.operands[0], insn.operands[1]),
+        Direction::From => (insn.operands[1], insn.operands[0]),
+    };
+    let Operand::Debug(number) = register else {
+        return Ok(());
+    };
+    let gpr = info::register_number(gpr) as u8;
+    let qualification = mov_dr_qualification(number, direction, gpr);
+    cpu.ask_about(Instruction::MovDr, insn, qualification, 0)
 }
 
 /// Returns the number of the register behind an operand: DR4 and DR5 are other names of DR6 and

@@ -106,7 +106,7 @@ impl Cpu {
 
     fn enter_task(&mut self, far: Far, selector: Selector) -> Exec {
         let source = match far.transfer {
-            Transfer::Jump => TaskSource::Jump,
+            Transfer::Jump => TaskSource::Jmp,
             Transfer::Call => TaskSource::Call,
         };
         self.task_switch(selector, source, self.next_rip)

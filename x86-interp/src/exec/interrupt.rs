@@ -8,6 +8,7 @@
 use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::{Activity, Cr4, Interruptibility, Rflags, SegmentRegister};
 use vmx_model::event::{Event, EventType, Exception, vector};
+use vmx_model::intercept::Instruction;
 
 use super::{Row, Traits};
 use crate::descriptor::Selector;
@@ -173,8 +174,9 @@ fn sti(cpu: &mut Cpu, _: &Insn) -> Exec {
 }
 
 /// HLT: the run loop waits for an event behind it.
-fn hlt(cpu: &mut Cpu, _: &Insn) -> Exec {
+fn hlt(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
+    cpu.ask(Instruction::Hlt, insn)?;
     cpu.state.activity = Activity::Hlt;
 
     Ok(())

@@ -7,10 +7,11 @@ use iced_x86::{Code, Mnemonic};
 use vmx_model::addr::Linear;
 use vmx_model::arch::{Cr0, Rflags, SegmentRegister};
 use vmx_model::event::Exception;
+use vmx_model::intercept::bitmap::{IoAccess, IoDirection};
 
 use super::string::{RDI, RSI, advance, repeat};
 use super::{Row, Traits};
-use crate::insn::{Insn, Plain};
+use crate::insn::{Insn, Operand, Plain, Repeat};
 use crate::mem::{Access, Privilege};
 use crate::mode::Mode;
 use crate::width::Width;
@@ -46,6 +47,7 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 fn input<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let port = cpu.read::<u16>(insn, 1)?;
     cpu.check_port(port, W::BYTES)?;
+    ask::<W>(cpu, insn, port, IoDirection::In, None)?;
     let value = cpu.port_read::<W>(port)?;
     cpu.write(insn, 0, value)
 }
@@ -54,6 +56,7 @@ fn input<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn output<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let port = cpu.read::<u16>(insn, 0)?;
     cpu.check_port(port, W::BYTES)?;
+    ask::<W>(cpu, insn, port, IoDirection::Out, None)?;
     let value = cpu.read::<W>(insn, 1)?;
     cpu.port_write(port, value)
 }
@@ -64,6 +67,8 @@ fn ins<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_port(port, W::BYTES)?;
     repeat(cpu, insn, |cpu| {
         let offset = cpu.address_register(RDI, insn.address_bytes);
+        let operand = (SegmentRegister::Es, offset);
+        ask::<W>(cpu, insn, port, IoDirection::In, Some(operand))?;
         let bytes = W::BYTES as u64;
         let linear = cpu.linear(SegmentRegister::Es, offset, bytes, Access::Write)?;
         cpu.translate(linear, Access::Write, Privilege::Current)?;
@@ -82,11 +87,40 @@ fn outs<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_port(port, W::BYTES)?;
     repeat(cpu, insn, |cpu| {
         let offset = cpu.address_register(RSI, insn.address_bytes);
+        let operand = (insn.memory.segment, offset);
+        ask::<W>(cpu, insn, port, IoDirection::Out, Some(operand))?;
         let value = cpu.load::<W>(insn.memory.segment, offset)?;
         cpu.port_write(port, value)?;
         advance::<W>(cpu, insn, RSI);
         Ok(())
     })
+}
+
+/// Asks whether a port access leaves the guest; `memory` is the memory operand of a string
+/// instruction.
+fn ask<W: Width>(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    port: u16,
+    direction: IoDirection,
+    memory: Option<(SegmentRegister, u64)>,
+) -> Exec {
+    if !cpu.is_non_root() {
+        return Ok(());
+    }
+    let access = IoAccess {
+        port,
+        bytes: W::BYTES as u8,
+        direction,
+        is_string: memory.is_some(),
+        is_repeated: insn.repeat != Repeat::None,
+        is_immediate: insn
+            .operands
+            .iter()
+            .any(|o| matches!(o, Operand::Immediate(_))),
+    };
+    let linear = memory.map(|(segment, offset)| cpu.linear_without_checks(segment, offset).0);
+    cpu.ask_about_port(&access, insn, linear)
 }
 
 impl Cpu {

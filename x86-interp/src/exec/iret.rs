@@ -48,8 +48,10 @@ fn iret(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let result = cpu.iret_by_mode(insn.operand_bytes);
     match result {
         Ok(()) | Err(Fault::Exception(_)) => {
-            cpu.state.interruptibility.remove(Interruptibility::NMI);
-            cpu.events.is_nmi_unblocked = was_blocking && result.is_err();
+            if cpu.unblocks_nmi() {
+                cpu.state.interruptibility.remove(Interruptibility::NMI);
+                cpu.events.is_nmi_unblocked = was_blocking && result.is_err();
+            }
             cpu.events.keeps_rf = result.is_ok();
         }
         Err(_) => {}

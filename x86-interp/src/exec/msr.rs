@@ -19,15 +19,17 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 }
 
 /// RDMSR.
-fn rdmsr(cpu: &mut Cpu, _: &Insn) -> Exec {
+fn rdmsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
+    cpu.ask_about_rdmsr(cpu.gpr[1] as u32, insn)?;
     let value = cpu.read_msr(cpu.gpr[1] as u32)?;
     cpu.set_edx_eax(value);
     Ok(())
 }
 
 /// WRMSR.
-fn wrmsr(cpu: &mut Cpu, _: &Insn) -> Exec {
+fn wrmsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
+    cpu.ask_about_wrmsr(cpu.gpr[1] as u32, insn)?;
     cpu.write_msr(cpu.gpr[1] as u32, cpu.edx_eax())
 }

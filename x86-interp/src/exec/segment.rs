@@ -4,9 +4,11 @@
 //! register), POP, LDS/LES/LFS/LGS/LSS, LLDT, LTR, SLDT, STR, LGDT, LIDT, SGDT,
 //! SIDT, LAR, LSL, VERR, VERW, ARPL, RDFSBASE/RDGSBASE/WRFSBASE/WRGSBASE.
 
+use crate::vmx::info;
 use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::{Cr4, DescriptorTable, Interruptibility, Rflags, SegmentRegister};
 use vmx_model::event::Exception;
+use vmx_model::intercept::Instruction;
 
 use super::{Row, Traits};
 use crate::descriptor::{Column, Descriptor, Selector, System};
@@ -193,6 +195,7 @@ impl Cpu {
 fn lldt(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_protected()?;
     cpu.require_cpl0()?;
+    cpu.ask_about_operand(Instruction::LdtrTr, insn, info::system_register)?;
     let selector = Selector(cpu.read::<u16>(insn, 0)?);
     let segment = cpu.local_table_for(selector, Exception::gp, Exception::np)?;
     cpu.set_segment(SegmentRegister::Ldtr, segment);
@@ -202,6 +205,7 @@ fn lldt(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn ltr(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_protected()?;
     cpu.require_cpl0()?;
+    cpu.ask_about_operand(Instruction::LdtrTr, insn, info::system_register)?;
     let selector = Selector(cpu.read::<u16>(insn, 0)?);
     let segment = cpu.task_register_for(selector)?;
     cpu.set_segment(SegmentRegister::Tr, segment);
@@ -211,12 +215,14 @@ fn ltr(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn sldt(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_protected()?;
     cpu.check_umip()?;
+    cpu.ask_about_operand(Instruction::LdtrTr, insn, info::system_register)?;
     write_selector(cpu, insn, cpu.state.segment(SegmentRegister::Ldtr).selector)
 }
 
 fn str(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_protected()?;
     cpu.check_umip()?;
+    cpu.ask_about_operand(Instruction::LdtrTr, insn, info::system_register)?;
     write_selector(cpu, insn, cpu.state.segment(SegmentRegister::Tr).selector)
 }
 
@@ -233,6 +239,7 @@ fn lidt(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// LGDT, LIDT: limit, then 24, 32 or 64 bits of base.
 fn load_table_register(cpu: &mut Cpu, insn: &Insn) -> Exec<DescriptorTable> {
     cpu.require_cpl0()?;
+    cpu.ask_about_operand(Instruction::GdtrIdtr, insn, info::table_register)?;
     let at = cpu.effective_address(insn);
     let segment = insn.memory.segment;
     let limit = cpu.load::<u16>(segment, at)?;
@@ -262,6 +269,7 @@ fn sidt(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// SGDT, SIDT: the whole base, whatever the operand size.
 fn store_table_register(cpu: &mut Cpu, insn: &Insn, table: DescriptorTable) -> Exec {
     cpu.check_umip()?;
+    cpu.ask_about_operand(Instruction::GdtrIdtr, insn, info::table_register)?;
     let bytes = if cpu.mode() == Mode::Long { 10 } else { 6 };
     let mut image = [0; 10];
     image[..2].copy_from_slice(&table.limit.to_le_bytes());

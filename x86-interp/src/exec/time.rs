@@ -2,9 +2,12 @@
 //!
 //! SDM Vol. 2: the instructions; Vol. 3B, "Time-Stamp Counter", "Invariant TSC".
 
+use crate::vmx::info;
 use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::{Cr4, Rflags};
 use vmx_model::event::Exception;
+use vmx_model::intercept::Instruction;
+use vmx_model::intercept::time::guest_tsc;
 
 use super::{Row, Traits};
 use crate::insn::{Insn, Plain};
@@ -24,8 +27,9 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 }
 
 /// RDTSC.
-fn rdtsc(cpu: &mut Cpu, _: &Insn) -> Exec {
+fn rdtsc(cpu: &mut Cpu, insn: &Insn) -> Exec {
     check_tsd(cpu)?;
+    cpu.ask(Instruction::Rdtsc, insn)?;
     let tsc = cpu.tsc();
     cpu.set_edx_eax(tsc);
     Ok(())
@@ -33,7 +37,11 @@ fn rdtsc(cpu: &mut Cpu, _: &Insn) -> Exec {
 
 /// RDTSCP.
 fn rdtscp(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    rdtsc(cpu, insn)?;
+    cpu.require_enabled(Instruction::Rdtscp)?;
+    check_tsd(cpu)?;
+    cpu.ask(Instruction::Rdtscp, insn)?;
+    let tsc = cpu.tsc();
+    cpu.set_edx_eax(tsc);
     cpu.gpr[1] = cpu.msrs.tsc_aux & 0xffff_ffff;
     Ok(())
 }
@@ -47,18 +55,28 @@ fn check_tsd(cpu: &Cpu) -> Exec {
 }
 
 /// RDPMC: there is no performance counter, so ECX never names one.
-fn rdpmc(_: &mut Cpu, _: &Insn) -> Exec {
+fn rdpmc(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    if !cpu.state.cr4.contains(Cr4::PCE) {
+        cpu.require_cpl0()?;
+    }
+    cpu.ask(Instruction::Rdpmc, insn)?;
     Err(Exception::gp(0).into())
 }
 
 /// RDPID.
 fn rdpid(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.require_enabled(Instruction::Rdtscp)?;
     let value = cpu.msrs.tsc_aux & 0xffff_ffff;
     cpu.write_native(insn, 0, value)
 }
 
 /// RDRAND and RDSEED: a number from a seeded generator, always there.
 fn random(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    let instruction = match insn.code.mnemonic() {
+        Mnemonic::Rdrand => Instruction::Rdrand,
+        _ => Instruction::Rdseed,
+    };
+    cpu.ask_about(instruction, insn, 0, info::random(insn))?;
     let value = cpu.system.next_random();
     match insn.operand_bytes {
         2 => cpu.write(insn, 0, value as u16)?,
@@ -73,7 +91,8 @@ impl Cpu {
     /// Returns the time-stamp counter.
     pub(crate) fn tsc(&mut self) -> u64 {
         let counter = self.clock.tsc(self.retired);
-        counter.wrapping_add(self.msrs.tsc_offset)
+        let tsc = counter.wrapping_add(self.msrs.tsc_offset);
+        self.guest_vmcs().map_or(tsc, |vmcs| guest_tsc(vmcs, tsc))
     }
 }
 

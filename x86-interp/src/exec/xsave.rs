@@ -8,6 +8,8 @@ use iced_x86::{Code, Mnemonic};
 use vmx_model::addr::Linear;
 use vmx_model::arch::{Cr0, Cr4};
 use vmx_model::event::Exception;
+use vmx_model::exit_reason::ExitReason;
+use vmx_model::intercept::Instruction;
 
 use super::{Row, Traits};
 use crate::cpuid::Feature;
@@ -109,9 +111,13 @@ fn xsaves(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn save(cpu: &mut Cpu, insn: &Insn, kind: Save) -> Exec {
     check_xsave(cpu)?;
     if kind == Save::Xsaves {
+        cpu.require_xsaves()?;
         cpu.require_cpl0()?;
     }
     check_ts(cpu)?;
+    if kind == Save::Xsaves {
+        cpu.ask_about_xsaves(ExitReason::XSAVES, insn)?;
+    }
     let at = aligned(cpu, insn, 64, Access::Write)?;
     let enabled = match kind {
         Save::Xsaves => cpu.system.xcr0 | cpu.msrs.xss,
@@ -150,8 +156,10 @@ fn xrstor(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// XRSTORS: the compacted form only.
 fn xrstors(cpu: &mut Cpu, insn: &Insn) -> Exec {
     check_xsave(cpu)?;
+    cpu.require_xsaves()?;
     cpu.require_cpl0()?;
     check_ts(cpu)?;
+    cpu.ask_about_xsaves(ExitReason::XRSTORS, insn)?;
     restore(cpu, insn, cpu.system.xcr0 | cpu.msrs.xss, Form::Compacted)
 }
 
@@ -249,9 +257,10 @@ fn xgetbv(cpu: &mut Cpu, _: &Insn) -> Exec {
 }
 
 /// XSETBV.
-fn xsetbv(cpu: &mut Cpu, _: &Insn) -> Exec {
+fn xsetbv(cpu: &mut Cpu, insn: &Insn) -> Exec {
     check_xsave(cpu)?;
     cpu.require_cpl0()?;
+    cpu.ask(Instruction::Xsetbv, insn)?;
     let value = cpu.edx_eax();
     if cpu.gpr[1] as u32 != 0 || !cpu.is_valid_xcr0(value) {
         return Err(Exception::gp(0).into());

@@ -74,10 +74,12 @@ pub(crate) struct Translation {
 /// What an access with a physical address is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// A paging-structure entry, or the PDPTEs; on the way to this linear address.
+    /// The PDPTEs, when CR3 is loaded.
+    Pdptes,
+    /// A paging-structure entry, on the way to this linear address.
     PagingStructure(Linear),
-    /// The data or code at this linear address.
-    Page(Linear),
+    /// The data or code at this linear address, with the rights that paging gives to it.
+    Page(Linear, PageRights),
 }
 
 /// The host-physical side of a guest-physical address.
@@ -166,12 +168,31 @@ struct Request {
     is_implicit: bool,
 }
 
-/// What the entries on the way say together.
+/// What the entries on the way say together; without paging everything is allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageRights {
+    /// It is a user-mode address.
+    pub(crate) is_user: bool,
+    /// It may be written.
+    pub(crate) is_writable: bool,
+    /// Instructions may be fetched from it.
+    pub(crate) is_executable: bool,
+}
+
+impl Default for PageRights {
+    fn default() -> Self {
+        Self {
+            is_user: true,
+            is_writable: true,
+            is_executable: true,
+        }
+    }
+}
+
+/// What the entries on the way say together, and the protection key of the page.
 #[derive(Clone, Copy)]
 struct Rights {
-    is_user: bool,
-    is_writable: bool,
-    is_executable: bool,
+    page: PageRights,
     key: u32,
 }
 
@@ -228,9 +249,12 @@ impl Cpu {
     pub(crate) fn guest_physical(
         &mut self,
         address: Gpa,
-        _access: Access,
-        _purpose: Purpose,
+        access: Access,
+        purpose: Purpose,
     ) -> Exec<Physical> {
+        if let Some(ept) = self.ept_in_use() {
+            return self.through_ept(ept, address, access, purpose);
+        }
         Ok(Physical {
             address: Hpa(address.0),
             page_bytes: 1 << 30,
@@ -246,7 +270,7 @@ impl Cpu {
         let mut pdptes = [0; 4];
         for (n, pdpte) in pdptes.iter_mut().enumerate() {
             let at = Gpa((cr3 & 0xffff_ffe0) + 8 * n as u64);
-            *pdpte = self.paging_entry(at, 8, Linear(0))?;
+            *pdpte = self.paging_entry(at, 8, Purpose::Pdptes)?;
         }
         // Bits 2:1, 8:5, and what lies beyond MAXPHYADDR.
         let reserved = 0x1e6 | !physical_mask(self.cpuid.physical_address_bits());
@@ -260,7 +284,7 @@ impl Cpu {
     }
 
     fn unpaged(&mut self, request: Request) -> Exec<Translation> {
-        let purpose = Purpose::Page(request.linear);
+        let purpose = Purpose::Page(request.linear, PageRights::default());
         let physical = self.guest_physical(Gpa(request.linear.0), request.access, purpose)?;
         Ok(Translation {
             physical: physical.address,
@@ -293,9 +317,7 @@ impl Cpu {
             count: 0,
             leaf_shift: 12,
             rights: Rights {
-                is_user: true,
-                is_writable: true,
-                is_executable: true,
+                page: PageRights::default(),
                 key: 0,
             },
         };
@@ -303,7 +325,8 @@ impl Cpu {
         for &shift in mode.shifts() {
             let index = request.linear.0 >> shift & ((1 << mode.index_bits()) - 1);
             let at = Gpa(table + index * mode.entry_bytes() as u64);
-            let value = self.paging_entry(at, mode.entry_bytes(), request.linear)?;
+            let purpose = Purpose::PagingStructure(request.linear);
+            let value = self.paging_entry(at, mode.entry_bytes(), purpose)?;
             if value & entry::P == 0 {
                 return Err(self.page_fault(mode, request, PageFault::empty()));
             }
@@ -313,9 +336,9 @@ impl Cpu {
             }
             path.used[path.count] = Used { at, value };
             path.count += 1;
-            path.rights.is_user &= value & entry::US != 0;
-            path.rights.is_writable &= value & entry::RW != 0;
-            path.rights.is_executable &= value & entry::XD == 0;
+            path.rights.page.is_user &= value & entry::US != 0;
+            path.rights.page.is_writable &= value & entry::RW != 0;
+            path.rights.page.is_executable &= value & entry::XD == 0;
             if is_leaf {
                 path.leaf_shift = shift;
                 path.rights.key = (value >> 59) as u32 & 0xf;
@@ -398,9 +421,12 @@ impl Cpu {
     fn supervisor_rights(&self, rights: &Rights, is_implicit: bool) -> Allowed {
         let ArchState { cr0, cr4, .. } = self.state;
         let mut allowed = Allowed::READ;
-        allowed.set(Allowed::WRITE, rights.is_writable || !cr0.contains(Cr0::WP));
-        allowed.set(Allowed::EXECUTE, rights.is_executable);
-        if !rights.is_user {
+        allowed.set(
+            Allowed::WRITE,
+            rights.page.is_writable || !cr0.contains(Cr0::WP),
+        );
+        allowed.set(Allowed::EXECUTE, rights.page.is_executable);
+        if !rights.page.is_user {
             return allowed;
         }
         let is_ac = !is_implicit && self.state.rflags.contains(Rflags::AC);
@@ -421,7 +447,7 @@ impl Cpu {
             return none;
         }
         let cr4 = self.state.cr4;
-        let register = match rights.is_user {
+        let register = match rights.page.is_user {
             true if cr4.contains(Cr4::PKE) => self.system.pkru,
             false if cr4.contains(Cr4::PKS) && !is_user => self.state.pkrs as u32,
             _ => return none,
@@ -471,7 +497,7 @@ impl Cpu {
             page |= (leaf >> 13 & 0xff) << 32;
         }
         let at = Gpa(page | request.linear.0 & (page_bytes - 1));
-        let purpose = Purpose::Page(request.linear);
+        let purpose = Purpose::Page(request.linear, path.rights.page);
         let physical = self.guest_physical(at, request.access, purpose)?;
         let mut allowed = allowed & physical.allowed;
         if leaf & entry::D == 0 && request.access != Access::Write {
@@ -486,8 +512,7 @@ impl Cpu {
     }
 
     /// Reads a paging-structure entry.
-    fn paging_entry(&mut self, at: Gpa, bytes: usize, linear: Linear) -> Exec<u64> {
-        let purpose = Purpose::PagingStructure(linear);
+    fn paging_entry(&mut self, at: Gpa, bytes: usize, purpose: Purpose) -> Exec<u64> {
         let physical = self.guest_physical(at, Access::Read, purpose)?;
         Ok(self.phys.load_entry(physical.address, bytes))
     }
@@ -506,10 +531,10 @@ impl Cpu {
 
 fn user_rights(rights: &Rights) -> Allowed {
     let mut allowed = Allowed::empty();
-    if rights.is_user {
+    if rights.page.is_user {
         allowed |= Allowed::READ;
-        allowed.set(Allowed::WRITE, rights.is_writable);
-        allowed.set(Allowed::EXECUTE, rights.is_executable);
+        allowed.set(Allowed::WRITE, rights.page.is_writable);
+        allowed.set(Allowed::EXECUTE, rights.page.is_executable);
     }
     allowed
 }

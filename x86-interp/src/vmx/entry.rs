@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use vmx_model::controls::SecondaryControls;
 use vmx_model::entry::EntryPlan;
-use vmx_model::field::Field;
+use vmx_model::intercept;
 use vmx_model::precondition::NotExecuted;
 use vmx_model::processor::EntryOutcome;
 
+use super::ept::EptInUse;
 use crate::Cpu;
 
 /// The instruction of a VM entry.
@@ -58,26 +58,17 @@ impl Cpu {
         let Some(vmcs) = self.processor().and_then(|p| p.current_vmcs()) else {
             return;
         };
-        let secondary = vmcs.secondary();
-        let has = |control| secondary.contains(control);
-        let vpid = if has(SecondaryControls::ENABLE_VPID) {
-            vmcs.get(Field::VPID)
-        } else {
-            0
-        };
-        let eptp = if has(SecondaryControls::ENABLE_EPT) {
-            vmcs.get(Field::EPT_POINTER)
-        } else {
-            0
-        };
+        let vpid = intercept::vpid(vmcs);
+        let proc = vmcs.proc();
+        let ept = self.processor().and_then(EptInUse::of);
         self.vmx.is_non_root = true;
+        self.vmx.ept = ept;
+        self.note_boundary_controls(proc);
         self.delivering = plan.event;
         self.vmx.has_pending_mtf = plan.has_pending_mtf;
         self.start_preemption_timer(plan.preemption_timer);
-        self.set_address_space_tag(AddressSpaceTag {
-            vpid: vpid as u16,
-            eptp,
-        });
+        let eptp = ept.map_or(0, |e| e.eptp.0);
+        self.set_address_space_tag(AddressSpaceTag { vpid, eptp });
         if plan.flushes_vpid_0 {
             self.flush_tlb_vpid(0);
         }
@@ -85,23 +76,17 @@ impl Cpu {
 
     /// VMFUNC has switched to another EPT pointer.
     pub(crate) fn switch_eptp(&mut self, eptp: u64) {
-        let vpid = self
-            .processor()
-            .and_then(|p| p.current_vmcs())
-            .map_or(0, |vmcs| {
-                if vmcs.secondary().contains(SecondaryControls::ENABLE_VPID) {
-                    vmcs.get(Field::VPID) as u16
-                } else {
-                    0
-                }
-            });
+        let vpid = self.guest_vmcs().map_or(0, intercept::vpid);
+        self.vmx.ept = self.processor().and_then(EptInUse::of);
         self.set_address_space_tag(AddressSpaceTag { vpid, eptp });
     }
 
     /// What changes for the processor itself when it is in VMX root operation again.
     pub(crate) fn enter_root(&mut self) {
         self.vmx.is_non_root = false;
+        self.vmx.ept = None;
         self.vmx.has_pending_mtf = false;
+        self.vmx.is_tpr_below_threshold = false;
         self.vmx.timer = None;
         self.set_address_space_tag(AddressSpaceTag::default());
     }

@@ -3,6 +3,7 @@
 //! SDM Vol. 3C, "Information for VM Exits Due to Instruction Execution". The layouts differ by
 //! instruction; what they share is built by [`memory_operand`].
 
+use iced_x86::Mnemonic;
 use vmx_model::precondition::Instruction;
 
 use crate::insn::{Insn, Operand, RegisterOffset, ZERO_REGISTER};
@@ -23,9 +24,7 @@ pub(crate) fn instruction_info(instruction: Instruction, insn: &Insn) -> u32 {
         }
         Instruction::Vmread => operand_and_encoding(insn, 0, 1),
         Instruction::Vmwrite => operand_and_encoding(insn, 1, 0),
-        Instruction::Invept | Instruction::Invvpid => {
-            memory_operand(insn) | register_number(insn.operands[0]) << 28
-        }
+        Instruction::Invept | Instruction::Invvpid => invalidation(insn),
         _ => 0,
     }
 }
@@ -85,4 +84,58 @@ pub(crate) fn displacement(insn: &Insn) -> u64 {
     } else {
         0
     }
+}
+
+/// Returns the layout of LGDT, LIDT, SGDT and SIDT.
+pub(crate) fn table_register(insn: &Insn) -> u32 {
+    let identity = match insn.code.mnemonic() {
+        Mnemonic::Sgdt => 0,
+        Mnemonic::Sidt => 1,
+        Mnemonic::Lgdt => 2,
+        _ => 3,
+    };
+    let is_dword = u32::from(insn.operand_bytes != 2);
+    memory_operand(insn) | is_dword << 11 | identity << 28
+}
+
+/// Returns the layout of LLDT, LTR, SLDT and STR.
+pub(crate) fn system_register(insn: &Insn) -> u32 {
+    let identity = match insn.code.mnemonic() {
+        Mnemonic::Sldt => 0,
+        Mnemonic::Str => 1,
+        Mnemonic::Lldt => 2,
+        _ => 3,
+    };
+    let operand = match insn.operands[0] {
+        Operand::Memory => memory_operand(insn),
+        register => REGISTER_FORM | register_number(register) << 3,
+    };
+    operand | identity << 28
+}
+
+/// Returns the layout of INVEPT, INVVPID and INVPCID.
+pub(crate) fn invalidation(insn: &Insn) -> u32 {
+    memory_operand(insn) | register_number(insn.operands[0]) << 28
+}
+
+/// Returns the layout of RDRAND and RDSEED.
+pub(crate) fn random(insn: &Insn) -> u32 {
+    let size = u32::from(insn.operand_bytes)
+        .trailing_zeros()
+        .saturating_sub(1);
+    register_number(insn.operands[0]) << 3 | size << 11
+}
+
+/// Returns the layout of INS and OUTS; the segment counts for OUTS only.
+pub(crate) fn string_port(insn: &Insn) -> u32 {
+    let is_input = matches!(
+        insn.code.mnemonic(),
+        Mnemonic::Insb | Mnemonic::Insw | Mnemonic::Insd
+    );
+    let segment = if is_input {
+        0
+    } else {
+        (insn.memory.segment as u32) << 15
+    };
+    address_size(insn) | segment
 }

@@ -1,8 +1,11 @@
 //! Saving and loading the processor's side of VMX.
 
 use serde::{Deserialize, Serialize};
+use vmx_model::intercept::time::PauseLoop;
 use vmx_model::precondition::VmxOperation;
+use vmx_model::vmcs::Vmcs;
 
+use super::ept::EptInUse;
 use super::timer::PreemptionTimer;
 use super::{AddressSpaceTag, RootSoftware};
 use crate::Cpu;
@@ -14,6 +17,8 @@ pub(crate) struct VmxContextState {
     root: RootSoftware,
     is_non_root: bool,
     has_pending_mtf: bool,
+    is_tpr_below_threshold: bool,
+    pause_loop: PauseLoop,
     timer: Option<PreemptionTimer>,
     tag: AddressSpaceTag,
 }
@@ -25,6 +30,8 @@ impl Cpu {
             root: self.vmx.root,
             is_non_root: self.vmx.is_non_root,
             has_pending_mtf: self.vmx.has_pending_mtf,
+            is_tpr_below_threshold: self.vmx.is_tpr_below_threshold,
+            pause_loop: self.vmx.pause_loop,
             timer: self.vmx.timer,
             tag: self.current_context.tag(),
         }
@@ -40,9 +47,16 @@ impl Cpu {
         self.vmx.root = state.root;
         self.vmx.is_non_root = state.is_non_root;
         self.vmx.has_pending_mtf = state.has_pending_mtf;
+        self.vmx.is_tpr_below_threshold = state.is_tpr_below_threshold;
+        self.vmx.pause_loop = state.pause_loop;
         self.vmx.timer = state.timer;
         self.vmx.pending_exit = None;
         self.set_address_space_tag(state.tag);
+        self.vmx.ept = None;
+        if let Some(proc) = self.guest_vmcs().map(Vmcs::proc) {
+            self.vmx.ept = self.processor().and_then(EptInUse::of);
+            self.note_boundary_controls(proc);
+        }
         Ok(())
     }
 }

@@ -37,6 +37,22 @@ impl Cpu {
         (left >> timer.rate_shift).min(u64::from(u32::MAX)) as u32
     }
 
+    /// Returns the number of retired instructions at which the timer has to be looked at again, if
+    /// that is before `end`.
+    #[inline]
+    pub(crate) fn timer_horizon(&mut self, end: u64) -> u64 {
+        match self.vmx.timer {
+            None => end,
+            Some(timer) => {
+                let left = timer
+                    .deadline_tsc
+                    .saturating_sub(self.clock.tsc(self.retired));
+                let instructions = self.clock.instructions_within(left).max(1);
+                end.min(self.retired.saturating_add(instructions))
+            }
+        }
+    }
+
     /// Whether the timer is active and has reached zero.
     pub(crate) fn is_preemption_timer_expired(&mut self) -> bool {
         self.vmx

@@ -1,0 +1,202 @@
+//! Guest-physical addresses through EPT (SDM Vol. 3C, "The Extended Page Table Mechanism (EPT)").
+//!
+//! The model judges each entry; this module reads and updates the entries, and turns what the model
+//! says into VM exits and virtualization exceptions.
+
+use std::sync::Arc;
+
+use vmx_model::addr::Gpa;
+use vmx_model::ept::log::{self, Delivery};
+use vmx_model::ept::walk::{Step, Translation, Walk};
+use vmx_model::ept::{self, EptRules, Eptp, LinearAccess, Violation};
+use vmx_model::event::{Exception, vector};
+use vmx_model::exit::VmExit;
+use vmx_model::exit_reason::ExitReason;
+use vmx_model::processor::LogicalProcessor;
+
+use crate::mem::Access;
+use crate::mem::walk::{Allowed, PageRights, Physical, Purpose};
+use crate::{Cpu, Exec, Fault};
+
+/// Exit qualification of an EPT violation or a full log: NMI unblocking due to IRET.
+const NMI_UNBLOCKING: u64 = 1 << 12;
+
+/// EPT as it is in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EptInUse {
+    pub(crate) eptp: Eptp,
+    pub(crate) rules: EptRules,
+}
+
+impl EptInUse {
+    /// Returns EPT as the current VMCS of `processor` has it.
+    pub(crate) fn of(processor: &LogicalProcessor) -> Option<Self> {
+        let vmcs = processor.current_vmcs()?;
+        let eptp = ept::eptp(vmcs)?;
+        Some(Self {
+            eptp,
+            rules: EptRules::of(vmcs, processor.profile()),
+        })
+    }
+}
+
+impl Cpu {
+    /// Translates a guest-physical address through EPT.
+    ///
+    /// # Errors
+    /// The VM exit for an EPT violation, an EPT misconfiguration or a full log; or #VE.
+    pub(crate) fn through_ept(
+        &mut self,
+        ept: EptInUse,
+        gpa: Gpa,
+        access: Access,
+        purpose: Purpose,
+    ) -> Exec<Physical> {
+        loop {
+            let found = self.walk_ept(ept, gpa, access, purpose)?;
+            if found.sets_dirty {
+                self.log_modification(gpa)?;
+            }
+            if self.update_ept(&found) {
+                return Ok(physical(ept, gpa, &found, purpose));
+            }
+            // Somebody else changed an entry on the way: walk again, as hardware does.
+        }
+    }
+
+    fn walk_ept(
+        &mut self,
+        ept: EptInUse,
+        gpa: Gpa,
+        access: Access,
+        purpose: Purpose,
+    ) -> Exec<Translation> {
+        let kind = kind(ept.eptp, access, purpose);
+        let is_user = matches!(purpose, Purpose::Page(_, rights) if rights.is_user);
+        let mut walk = match Walk::new(ept.eptp, gpa, kind, is_user) {
+            Ok(walk) => walk,
+            Err(violation) => return Err(self.ept_violation(ept, gpa, &violation, purpose)),
+        };
+        loop {
+            let mut entry = [0; 8];
+            self.phys.read_bytes(walk.entry_address(), &mut entry);
+            match walk.step(u64::from_le_bytes(entry), &ept.rules) {
+                Step::Next => {}
+                Step::Done(translation) => return Ok(translation),
+                Step::Violation(violation) => {
+                    return Err(self.ept_violation(ept, gpa, &violation, purpose));
+                }
+                Step::Misconfiguration => {
+                    let exit = VmExit::new(ExitReason::EPT_MISCONFIGURATION).at_physical(gpa);
+                    return Err(self.vm_exit(exit));
+                }
+            }
+        }
+    }
+
+    /// Sets the accessed and dirty flags of a walk; false if an entry has changed meanwhile.
+    fn update_ept(&self, found: &Translation) -> bool {
+        let mut updates = found.updates().iter();
+        updates.all(|u| self.phys.compare_exchange(u.entry, 8, u.old, u.new))
+    }
+
+    fn log_modification(&mut self, gpa: Gpa) -> Exec {
+        let phys = Arc::clone(&self.phys);
+        let unblocking = self.nmi_unblocking();
+        let Some(vmcs) = self.processor_mut().and_then(|p| p.current_vmcs_mut()) else {
+            return Ok(());
+        };
+        match log::log_modification(vmcs, &mut &*phys, gpa) {
+            Ok(()) => Ok(()),
+            Err(exit) => {
+                let qualification = exit.qualification | unblocking;
+                Err(self.vm_exit(exit.qualified(qualification)))
+            }
+        }
+    }
+
+    /// Returns the VM exit for an EPT violation, or the virtualization exception that it is
+    /// converted to.
+    fn ept_violation(
+        &mut self,
+        ept: EptInUse,
+        gpa: Gpa,
+        violation: &Violation,
+        purpose: Purpose,
+    ) -> Fault {
+        let linear = linear_access(purpose);
+        let qualification = violation.qualification(&ept.rules, linear.as_ref());
+        let mut exit = VmExit::new(ExitReason::EPT_VIOLATION)
+            .qualified(qualification | self.nmi_unblocking())
+            .at_physical(gpa);
+        if let Some(linear) = linear {
+            exit = exit.at_linear(linear.address);
+        }
+        let phys = Arc::clone(&self.phys);
+        let delivery = match self.delivering {
+            Some(_) => Delivery::Underway,
+            None => Delivery::None,
+        };
+        let cr0 = self.state.cr0;
+        let is_converted = self.guest_vmcs().is_some_and(|vmcs| {
+            let convertible = violation.is_convertible;
+            log::convert_violation(vmcs, &mut &*phys, &exit, convertible, cr0, delivery)
+        });
+        if is_converted {
+            return Exception::plain(vector::VE).into();
+        }
+        self.vm_exit(exit)
+    }
+
+    fn nmi_unblocking(&self) -> u64 {
+        if self.events.is_nmi_unblocked {
+            NMI_UNBLOCKING
+        } else {
+            0
+        }
+    }
+}
+
+/// Returns how EPT sees an access.
+fn kind(eptp: Eptp, access: Access, purpose: Purpose) -> ept::Access {
+    match (purpose, access) {
+        (_, Access::Write) => ept::Access::Write,
+        (Purpose::Pdptes | Purpose::PagingStructure(_), _) => {
+            ept::Access::of_paging_structure(eptp)
+        }
+        (Purpose::Page(..), Access::Read) => ept::Access::Read,
+        (Purpose::Page(..), Access::Execute) => ept::Access::Fetch,
+    }
+}
+
+fn linear_access(purpose: Purpose) -> Option<LinearAccess> {
+    let (linear, rights, is_final) = match purpose {
+        Purpose::Pdptes => return None,
+        Purpose::PagingStructure(linear) => (linear, PageRights::default(), false),
+        Purpose::Page(linear, rights) => (linear, rights, true),
+    };
+    Some(LinearAccess {
+        address: linear.0,
+        is_final,
+        is_user: rights.is_user,
+        is_writable: rights.is_writable,
+        is_execute_disabled: !rights.is_executable,
+    })
+}
+
+fn physical(ept: EptInUse, gpa: Gpa, found: &Translation, purpose: Purpose) -> Physical {
+    let is_user = matches!(purpose, Purpose::Page(_, rights) if rights.is_user);
+    let mut allowed = Allowed::empty();
+    allowed.set(Allowed::READ, found.permissions.can_read());
+    let is_logged = ept.eptp.has_accessed_dirty() && !found.is_dirty;
+    allowed.set(Allowed::WRITE, found.permissions.can_write() && !is_logged);
+    allowed.set(
+        Allowed::EXECUTE,
+        found.permissions.can_fetch(&ept.rules, is_user),
+    );
+    Physical {
+        address: found.address(gpa),
+        page_bytes: 1 << found.page.shift,
+        allowed,
+    }
+}
