@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use vmx_model::addr::Hpa;
 
+use crate::cpuid::FeatureSet;
 use crate::decode;
 use crate::exec::{self, Row, Traits};
 use crate::insn::Insn;
@@ -29,6 +30,8 @@ const MAX_BLOCKS: usize = 1 << 16;
 /// What a block was decoded for, besides its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) struct CodeMode {
+    /// What the processor has: an instruction that it lacks is not in a block.
+    pub(crate) features: FeatureSet,
     /// CS base; 0 in 64-bit mode.
     pub(crate) cs_base: u64,
     /// The last offset that may be fetched.
@@ -197,7 +200,7 @@ pub(crate) fn build(
     let room = mode.cs_limit.checked_sub(rip)?.saturating_add(1);
     let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
     let limit = if mode.is_step { 1 } else { MAX_INSNS };
-    let decoded = decode_run(rip, mode.bits, bytes, limit);
+    let decoded = decode_run(rip, mode, bytes, limit);
     if decoded.is_empty() {
         return None;
     }
@@ -207,13 +210,13 @@ pub(crate) fn build(
 
 /// Decodes up to `limit` instructions, up to the first that ends a block or that cannot be decoded
 /// or executed here.
-fn decode_run(rip: u64, bits: u32, bytes: &[u8], limit: usize) -> Vec<Decoded> {
-    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
+fn decode_run(rip: u64, mode: &CodeMode, bytes: &[u8], limit: usize) -> Vec<Decoded> {
+    let mut decoder = Decoder::with_ip(mode.bits, bytes, rip, DecoderOptions::NONE);
     let mut run: Vec<Decoded> = Vec::new();
     let mut i = Instruction::default();
     while run.len() < limit && decoder.can_decode() {
         decoder.decode_out(&mut i);
-        if i.is_invalid() {
+        if i.is_invalid() || !mode.features.allows(i.code()) {
             break;
         }
         let Some(Row { plain, traits }) = exec::lookup(i.code()) else {

@@ -320,6 +320,9 @@ impl Cpu {
                 Decoder::with_ip(self.code_bits(), &bytes[..have], rip, DecoderOptions::NONE);
             let i = decoder.decode();
             if !i.is_invalid() {
+                if !self.cpuid.features().allows(i.code()) {
+                    return Err(Exception::UD.into());
+                }
                 let Some(row) = exec::lookup(i.code()) else {
                     let length = i.len() as u8;
                     return Err(self.stop(Stop::Unimplemented(Unimplemented {

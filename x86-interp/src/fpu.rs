@@ -187,7 +187,7 @@ mod tests {
         fpu.registers[..5].copy_from_slice(&[one, [0; 10], infinity, denormal, unnormal]);
         assert_eq!(fpu.tag_word(), 0b11_11_11_10_10_10_01_00);
         fpu.set_tag_word(0x5557);
-        assert_eq!(fpu.valid, 0xfd);
+        assert_eq!(fpu.valid, 0xfe);
         assert_eq!(FpuState::default().tag_word(), 0x5555);
     }
 

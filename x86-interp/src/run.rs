@@ -244,6 +244,7 @@ impl Cpu {
         let is_long = self.mode() == Mode::Long;
         let cs = self.state.segment(SegmentRegister::Cs);
         CodeMode {
+            features: self.cpuid.features(),
             cs_base: if is_long { 0 } else { cs.base },
             cs_limit: if is_long {
                 u64::MAX

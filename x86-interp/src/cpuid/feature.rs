@@ -133,7 +133,7 @@ features! {
 }
 
 /// A set of features.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FeatureSet(u128);
 
 impl FeatureSet {
