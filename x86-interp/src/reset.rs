@@ -10,6 +10,7 @@ use vmx_model::arch::{
 
 use crate::Cpu;
 use crate::events::Events;
+use crate::fpu::FpuState;
 use crate::msr::Msrs;
 use crate::system::{DR6_FIXED1, SystemRegisters};
 
@@ -75,8 +76,12 @@ impl Cpu {
         };
         self.msrs = Msrs {
             bios_sign_id: self.msrs.bios_sign_id,
+            vmx: self.msrs.vmx.clone(),
+            // The TSC starts at 0.
+            tsc_offset: self.clock.tsc(self.retired).wrapping_neg(),
             ..Msrs::default()
         };
+        self.fpu = FpuState::default();
         self.clear_registers();
     }
 

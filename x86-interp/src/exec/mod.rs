@@ -32,7 +32,7 @@ mod string;
 mod time;
 mod transfer;
 mod vmx;
-mod xsave;
+pub(crate) mod xsave;
 
 use iced_x86::Code;
 

@@ -385,15 +385,15 @@ impl Header {
 }
 
 /// What a restoring instruction is about to load.
-struct Extended {
-    fpu: FpuState,
-    pkru: u32,
+pub(crate) struct Extended {
+    pub(crate) fpu: FpuState,
+    pub(crate) pkru: u32,
     /// Vector registers that the mode can reach.
-    count: usize,
+    pub(crate) count: usize,
 }
 
 impl Extended {
-    fn take(&mut self, component: &Component, bytes: &[u8]) {
+    pub(crate) fn take(&mut self, component: &Component, bytes: &[u8]) {
         let word = |n: usize| {
             let mut word = [0; 8];
             word.copy_from_slice(&bytes[8 * n..8 * n + 8]);
@@ -449,7 +449,8 @@ impl Area {
         places: impl Iterator<Item = (Component, u32)>,
     ) {
         for (component, at) in places.filter(|(c, _)| written & c.mask != 0) {
-            self.pieces.push((at, cpu.component_bytes(&component)));
+            self.pieces
+                .push((at, cpu.component_bytes(&component, cpu.vector_registers())));
         }
     }
 
@@ -497,7 +498,7 @@ impl Cpu {
     }
 
     /// Returns XINUSE: the components that are not in their initial configuration.
-    fn xinuse(&self) -> u64 {
+    pub(crate) fn xinuse(&self) -> u64 {
         let x87 = !legacy::is_x87_initial(&self.fpu);
         let sse = !legacy::is_xmm_initial(&self.fpu);
         let avx = self.fpu.vector.iter().any(|v| v[2] | v[3] != 0);
@@ -522,12 +523,12 @@ impl Cpu {
         self.xinuse() | mxcsr
     }
 
-    /// Returns the bytes of a component of the extended region.
-    fn component_bytes(&self, component: &Component) -> Vec<u8> {
+    /// Returns the bytes of a component of the extended region, with `count` vector registers.
+    pub(crate) fn component_bytes(&self, component: &Component, count: usize) -> Vec<u8> {
         if component.mask == PKRU {
             return u64::from(self.system.pkru).to_le_bytes().to_vec();
         }
-        let upper = self.fpu.vector[..self.vector_registers()].iter();
+        let upper = self.fpu.vector[..count].iter();
         upper
             .flat_map(|v| [v[2].to_le_bytes(), v[3].to_le_bytes()])
             .flatten()

@@ -447,49 +447,66 @@ impl PhysMap {
 }
 
 /// Paging-structure entries: naturally aligned words of 4 or 8 bytes.
-impl PhysMap {
+impl View {
     /// Reads an entry in one access; all ones where there is no memory.
-    #[must_use]
-    pub fn load_entry(&self, address: Hpa, bytes: usize) -> u64 {
+    pub(crate) fn load_entry(&self, address: Hpa, bytes: usize) -> u64 {
         match self.entry(address, bytes) {
-            Some(Entry::Four(word)) => u64::from(word.load(Ordering::Acquire)),
-            Some(Entry::Eight(word)) => word.load(Ordering::Acquire),
+            Some((_, Entry::Four(word))) => u64::from(word.load(Ordering::Acquire)),
+            Some((_, Entry::Eight(word))) => word.load(Ordering::Acquire),
             None => u64::MAX >> (64 - 8 * bytes.clamp(1, 8)),
         }
     }
 
-    /// Replaces an entry if it still is `old`; false if it is not. A write to where there is no
-    /// RAM is dropped.
-    #[must_use]
-    pub fn compare_exchange(&self, address: Hpa, bytes: usize, old: u64, new: u64) -> bool {
-        let page = self.host_page(address);
-        if page.is_none_or(|p| p.protection == Protection::ReadOnly) {
-            return true;
+    /// Replaces an entry if it still is `old`. A write to where there is no RAM is dropped.
+    pub(crate) fn replace_entry(&self, address: Hpa, bytes: usize, old: u64, new: u64) -> Replaced {
+        let Some((page, entry)) = self.entry(address, bytes) else {
+            return Replaced::Done;
+        };
+        if page.protection == Protection::ReadOnly {
+            return Replaced::Done;
         }
         let order = (Ordering::AcqRel, Ordering::Acquire);
-        match self.entry(address, bytes) {
-            Some(Entry::Four(word)) => word
+        let is_done = match entry {
+            Entry::Four(word) => word
                 .compare_exchange(old as u32, new as u32, order.0, order.1)
                 .is_ok(),
-            Some(Entry::Eight(word)) => word.compare_exchange(old, new, order.0, order.1).is_ok(),
-            None => true,
+            Entry::Eight(word) => word.compare_exchange(old, new, order.0, order.1).is_ok(),
+        };
+        if !is_done {
+            Replaced::Changed
+        } else if page.code.written(address.page_offset(), bytes) {
+            Replaced::DoneOverCode
+        } else {
+            Replaced::Done
         }
     }
 
-    fn entry(&self, address: Hpa, bytes: usize) -> Option<Entry<'_>> {
-        let page = self.host_page(address)?;
+    fn entry(&self, address: Hpa, bytes: usize) -> Option<(RamPage<'_>, Entry<'_>)> {
+        let page = self.page(address)?;
         let offset = address.page_offset() as usize & !(bytes - 1);
         // SAFETY: `offset` is below the page's size.
         let at = unsafe { page.host.as_ptr().add(offset) };
-        Some(if bytes == 4 {
+        let entry = if bytes == 4 {
             // SAFETY: inside the page, which the map keeps valid; aligned to its size; atomic, so a
             // concurrent guest access is no data race.
             Entry::Four(unsafe { AtomicU32::from_ptr(at.cast()) })
         } else {
             // SAFETY: as above.
             Entry::Eight(unsafe { AtomicU64::from_ptr(at.cast()) })
-        })
+        };
+        Some((page, entry))
     }
+}
+
+/// What became of [`View::replace_entry`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    /// The entry was replaced.
+    Done,
+    /// The entry was replaced, and decoded code lay beside it.
+    DoneOverCode,
+    /// The entry was not the old one any more.
+    Changed,
 }
 
 /// A paging-structure entry in memory.

@@ -10,6 +10,7 @@ use vmx_model::addr::{Gpa, Hpa, Linear};
 use vmx_model::arch::{ArchState, Cr0, Cr4, Efer, Rflags};
 use vmx_model::event::Exception;
 
+use super::phys::Replaced;
 use super::{Access, Privilege};
 use crate::cpuid::Feature;
 use crate::{Cpu, Exec};
@@ -479,10 +480,7 @@ impl Cpu {
             let purpose = Purpose::PagingStructure(request.linear);
             let at = self.guest_physical(used.at, Access::Write, purpose)?;
             let bytes = mode.entry_bytes();
-            if !self
-                .phys
-                .compare_exchange(at.address, bytes, used.value, new)
-            {
+            if !self.update_entry(at.address, bytes, used.value, new) {
                 return Ok(false);
             }
         }
@@ -514,7 +512,14 @@ impl Cpu {
     /// Reads a paging-structure entry.
     fn paging_entry(&mut self, at: Gpa, bytes: usize, purpose: Purpose) -> Exec<u64> {
         let physical = self.guest_physical(at, Access::Read, purpose)?;
-        Ok(self.phys.load_entry(physical.address, bytes))
+        Ok(self.view.load_entry(physical.address, bytes))
+    }
+
+    /// Sets flags in a paging-structure entry; false if it has changed meanwhile.
+    pub(crate) fn update_entry(&mut self, at: Hpa, bytes: usize, old: u64, new: u64) -> bool {
+        let replaced = self.view.replace_entry(at, bytes, old, new);
+        self.hot.code_written |= replaced == Replaced::DoneOverCode;
+        replaced != Replaced::Changed
     }
 
     fn page_fault(&self, mode: PagingMode, request: Request, cause: PageFault) -> crate::Fault {

@@ -78,9 +78,8 @@ impl Cpu {
             Err(violation) => return Err(self.ept_violation(ept, gpa, &violation, purpose)),
         };
         loop {
-            let mut entry = [0; 8];
-            self.phys.read_bytes(walk.entry_address(), &mut entry);
-            match walk.step(u64::from_le_bytes(entry), &ept.rules) {
+            let entry = self.view.load_entry(walk.entry_address(), 8);
+            match walk.step(entry, &ept.rules) {
                 Step::Next => {}
                 Step::Done(translation) => return Ok(translation),
                 Step::Violation(violation) => {
@@ -95,9 +94,9 @@ impl Cpu {
     }
 
     /// Sets the accessed and dirty flags of a walk; false if an entry has changed meanwhile.
-    fn update_ept(&self, found: &Translation) -> bool {
+    fn update_ept(&mut self, found: &Translation) -> bool {
         let mut updates = found.updates().iter();
-        updates.all(|u| self.phys.compare_exchange(u.entry, 8, u.old, u.new))
+        updates.all(|u| self.update_entry(u.entry, 8, u.old, u.new))
     }
 
     fn log_modification(&mut self, gpa: Gpa) -> Exec {

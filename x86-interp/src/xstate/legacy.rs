@@ -94,8 +94,13 @@ pub(crate) fn put_mxcsr(region: &mut Region, fpu: &FpuState) {
 
 /// Reads MXCSR; `None` if a reserved bit is set.
 pub(crate) fn mxcsr(region: &Region) -> Option<u32> {
-    let value = u32::from_le_bytes(word(region, MXCSR));
+    let value = raw_mxcsr(region);
     (value & !MXCSR_MASK == 0).then_some(value)
+}
+
+/// Reads MXCSR, reserved bits included.
+pub(crate) fn raw_mxcsr(region: &Region) -> u32 {
+    u32::from_le_bytes(word(region, MXCSR))
 }
 
 /// Writes the first `count` XMM registers.

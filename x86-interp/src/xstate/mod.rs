@@ -3,7 +3,10 @@
 //! SDM Vol. 1, "XSAVE-Supported Features and State-Component Bitmaps", "Managing State Using the
 //! XSAVE Feature Set". The instructions are in `exec::xsave`.
 
+mod area;
 pub(crate) mod legacy;
+
+pub use area::AREA_BYTES;
 
 use crate::cpuid::{CpuidEntry, Feature, FeatureSet, subleaf};
 

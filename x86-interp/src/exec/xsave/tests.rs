@@ -39,7 +39,7 @@ fn put(cpu: &Cpu, at: u64, value: u64) {
 }
 
 fn get(cpu: &Cpu, at: u64) -> u64 {
-    cpu.phys.load_entry(Hpa(DATA + at), 8)
+    cpu.phys.view().load_entry(Hpa(DATA + at), 8)
 }
 
 #[test]

@@ -308,7 +308,7 @@ fn check(setting: &Setting) -> Result<u64, u32> {
             0x20 | if dirty { 0x40 } else { 0 }
         };
         assert_eq!(
-            cpu.phys.load_entry(Hpa(at), bytes),
+            cpu.phys.view().load_entry(Hpa(at), bytes),
             before | marks,
             "{setting:x?}"
         );
