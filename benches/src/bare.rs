@@ -69,6 +69,17 @@ fn set_state(cpu: &mut Cpu, bits: Bits) {
     cpu.set_arch_state(&state);
 }
 
+/// Returns the result of a program that has run to the HLT of its image: the stub keeps it in R8
+/// (EBX for 32-bit code) while it prints it.
+#[must_use]
+pub fn result(cpu: &Cpu, bits: Bits) -> u64 {
+    let registers = cpu.general_registers();
+    match bits {
+        Bits::Long64 => registers[8],
+        Bits::Flat32 => registers[3] & 0xffff_ffff,
+    }
+}
+
 /// Counts the instructions that the image of a program with `iterations` executes up to its HLT.
 ///
 /// # Errors
@@ -82,4 +93,23 @@ pub fn instructions(program: &Program, iterations: u32) -> Result<u64> {
         program.name
     );
     Ok(cpu.retired())
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::programs::PROGRAMS;
+
+    #[test]
+    fn every_program_gives_its_result_on_a_bare_processor() {
+        for program in PROGRAMS {
+            for iterations in [1, 2] {
+                let mut cpu = processor(&Image::new(program, iterations)).expect("a processor");
+                let stop = cpu.run(50_000_000);
+                assert_eq!(stop, Stop::Halt, "{} x{iterations}", program.name);
+                let result = result(&cpu, program.bits);
+                let expected = program.expected(iterations, Image::DATA);
+                assert_eq!(result, expected, "{} x{iterations}", program.name);
+            }
+        }
+    }
 }

@@ -33,6 +33,7 @@ pub(crate) trait Engine {
 pub(crate) fn all() -> Vec<Box<dyn Engine>> {
     vec![
         Box::new(vm::Softvmx),
+        Box::new(vm::Bare),
         Box::new(process::Bochs),
         Box::new(process::Qemu),
         Box::new(vm::HostKvm),

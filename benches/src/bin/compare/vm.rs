@@ -9,12 +9,15 @@ use std::ptr::NonNull;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use benches::bare;
 use benches::image::{BEGIN, END, Image, MARK_PORT};
 use benches::programs::{Bits, Program};
 use kvm_bindings::{
     KVM_EXIT_HLT, KVM_EXIT_IO, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
     kvm_userspace_memory_region,
 };
+
+use x86_interp::Stop;
 
 use crate::engine::{Engine, Measurement};
 
@@ -92,6 +95,31 @@ impl Engine for Softvmx {
 
     fn run(&mut self, image: &Image) -> Result<Measurement> {
         Vm::new(&Ours, image)?.run()
+    }
+}
+
+/// This project's processor with nothing around it: no hypervisor, no EPT.
+pub(crate) struct Bare;
+
+impl Engine for Bare {
+    fn name(&self) -> &'static str {
+        "softvmx-bare"
+    }
+
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn run(&mut self, image: &Image) -> Result<Measurement> {
+        let mut cpu = bare::processor(image)?;
+        let begin = Instant::now();
+        let stop = cpu.run(u64::MAX);
+        let seconds = begin.elapsed().as_secs_f64();
+        ensure!(stop == Stop::Halt, "{stop:?}");
+        Ok(Measurement {
+            seconds,
+            result: bare::result(&cpu, image.bits),
+        })
     }
 }
 
