@@ -3,6 +3,7 @@
 use crate::backend::BackendName;
 use crate::backend::recorded::{FORMAT, Recording};
 use crate::cases::{Unit, units};
+use crate::fuzz;
 use crate::known;
 use crate::probe::Record;
 use crate::report::{html, junit, table};
@@ -44,6 +45,9 @@ enum Command {
         /// Only cases whose id contains this, or matches it as a glob.
         filter: Option<String>,
     },
+    /// Runs random cases on two sides until they differ.
+    #[command(subcommand)]
+    Fuzz(FuzzCommand),
     /// Runs units named on standard input: for `run` itself.
     #[command(hide = true)]
     Worker {
@@ -52,6 +56,12 @@ enum Command {
         #[arg(long)]
         calls: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum FuzzCommand {
+    /// VMX instruction sequences on several processors, against the naive model of vmx-model.
+    Vmx(fuzz::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -121,6 +131,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             out,
             filter,
         } => record(backend, &out, filter.as_deref()),
+        Command::Fuzz(FuzzCommand::Vmx(options)) => {
+            fuzz::run(&mut fuzz::vmx::Vmx::default(), &options)
+        }
         Command::Worker { backend, calls } => {
             let keep = if calls { Keep::Calls } else { Keep::Results };
             for name in backend.names() {
@@ -255,7 +268,7 @@ fn seen(
 }
 
 /// A bar on a terminal, nothing elsewhere.
-fn progress_bar(length: u64) -> ProgressBar {
+pub(crate) fn progress_bar(length: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }

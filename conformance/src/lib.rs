@@ -10,6 +10,7 @@
 pub mod backend;
 pub mod cases;
 pub mod cli;
+pub mod fuzz;
 pub mod guest;
 pub mod known;
 pub mod probe;
