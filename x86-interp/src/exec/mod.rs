@@ -31,6 +31,7 @@ mod stack;
 mod string;
 mod time;
 mod transfer;
+mod vector_move;
 mod vmx;
 pub(crate) mod xsave;
 
@@ -89,6 +90,7 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     protection::lookup,
     fpu_state::lookup,
     xsave::lookup,
+    vector_move::lookup,
 ];
 
 /// Returns who executes an instruction; `None` if nobody does yet.

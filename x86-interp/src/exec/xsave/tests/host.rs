@@ -103,6 +103,153 @@ const INSTRUCTIONS: &[(Instruction, Start)] = &[
     (instruction!("FXSAVE64", 0x48, 0x0f, 0xae, 0x07), Start::Any),
     (instruction!("FXSAVE", 0x0f, 0xae, 0x07), Start::Any),
     (instruction!("STMXCSR", 0x0f, 0xae, 0x1f), Start::Any),
+    (
+        instruction!("MOVAPS XMM1, [RDI]", 0x0f, 0x28, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVAPS [RDI], XMM1", 0x0f, 0x29, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVDQA XMM9, [RDI]", 0x66, 0x44, 0x0f, 0x6f, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVUPS XMM1, [RDI + 7]", 0x0f, 0x10, 0x4f, 0x07),
+        Start::Any,
+    ),
+    (
+        instruction!(
+            "MOVDQU [RDI + 7], XMM15",
+            0xf3,
+            0x44,
+            0x0f,
+            0x7f,
+            0x7f,
+            0x07
+        ),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVNTDQ [RDI], XMM2", 0x66, 0x0f, 0xe7, 0x17),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVD XMM1, [RDI]", 0x66, 0x0f, 0x6e, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVQ XMM1, RDI's memory", 0x66, 0x48, 0x0f, 0x6e, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVD [RDI], XMM1", 0x66, 0x0f, 0x7e, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!(
+            "MOVQ [RDI], XMM1, 64-bit operand",
+            0x66,
+            0x48,
+            0x0f,
+            0x7e,
+            0x0f
+        ),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVQ XMM1, [RDI]", 0xf3, 0x0f, 0x7e, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVQ [RDI], XMM1", 0x66, 0x0f, 0xd6, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVQ XMM3, XMM1", 0x66, 0x0f, 0xd6, 0xcb),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVSS XMM1, [RDI]", 0xf3, 0x0f, 0x10, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVSS [RDI], XMM1", 0xf3, 0x0f, 0x11, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVSS XMM1, XMM2", 0xf3, 0x0f, 0x10, 0xca),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVSD XMM1, [RDI]", 0xf2, 0x0f, 0x10, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVSD [RDI], XMM1", 0xf2, 0x0f, 0x11, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVSD XMM1, XMM2", 0xf2, 0x0f, 0x10, 0xca),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVLPS XMM1, [RDI]", 0x0f, 0x12, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVHPS XMM1, [RDI]", 0x0f, 0x16, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVLPD [RDI], XMM1", 0x66, 0x0f, 0x13, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVHPD [RDI], XMM1", 0x66, 0x0f, 0x17, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVHLPS XMM1, XMM2", 0x0f, 0x12, 0xca),
+        Start::Any,
+    ),
+    (
+        instruction!("MOVLHPS XMM1, XMM2", 0x0f, 0x16, 0xca),
+        Start::Any,
+    ),
+    (
+        instruction!("XORPS XMM1, XMM1", 0x0f, 0x57, 0xc9),
+        Start::Any,
+    ),
+    (
+        instruction!("PXOR XMM1, [RDI]", 0x66, 0x0f, 0xef, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("ORPD XMM1, [RDI]", 0x66, 0x0f, 0x56, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("POR XMM1, XMM2", 0x66, 0x0f, 0xeb, 0xca),
+        Start::Any,
+    ),
+    (
+        instruction!("ANDPS XMM1, [RDI]", 0x0f, 0x54, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("PAND XMM1, XMM2", 0x66, 0x0f, 0xdb, 0xca),
+        Start::Any,
+    ),
+    (
+        instruction!("ANDNPD XMM1, [RDI]", 0x66, 0x0f, 0x55, 0x0f),
+        Start::Any,
+    ),
+    (
+        instruction!("PANDN XMM1, XMM2", 0x66, 0x0f, 0xdf, 0xca),
+        Start::Any,
+    ),
 ];
 
 fn random_image(random: &mut SystemRegisters) -> Image {
