@@ -212,6 +212,9 @@ impl LogicalProcessor {
 
     /// VMXON.
     ///
+    /// Whoever executes it also clears address-range monitoring, and disables tracing by Intel PT
+    /// where IA32_VMX_MISC\[14\] is 0.
+    ///
     /// # Errors
     ///
     /// In VMX non-root operation the instruction causes a VM exit.

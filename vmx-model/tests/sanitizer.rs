@@ -1,18 +1,21 @@
 //! Every item of the sanitizer: one use that is reported by this name, and one like it that is not.
 #![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vmx_model::addr::Hpa;
 use vmx_model::arch::SegmentRegister;
 use vmx_model::capability::VmxProfile;
 use vmx_model::controls::{ProcControls, SecondaryControls};
+use vmx_model::event::Exception;
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::field::Field;
 use vmx_model::naive::Answer;
 use vmx_model::naive::machine::Machine;
 use vmx_model::naive::sequence::{Action, Blocking, Header, REGIONS, vmxon_region};
-use vmx_model::observer::{AccessKind, MemoryAccess, Observer, StaleTranslation};
+use vmx_model::observer::{
+    AccessKind, Completion, MemoryAccess, Observer, Operation, StaleTranslation, Transition,
+};
 use vmx_model::outcome::VmxOutcome;
 use vmx_model::registry::CpuId;
 use vmx_model::sanitizer::{Item, Sanitizer};
@@ -431,11 +434,116 @@ fn an_access_that_crosses_into_an_active_region_is_reported() {
     assert_eq!(machine.take_misuse(), [Item::MemoryAccessActive]);
 }
 
+/// Keeps what it sees.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Vec<(Operation, Option<Hpa>, Completion)>>>);
+
+impl Observer for Recorder {
+    fn transition(&mut self, t: &Transition<'_>) {
+        let seen = (t.operation, t.vmcs, t.completion);
+        self.0.lock().unwrap().push(seen);
+    }
+}
+
+#[test]
+fn an_observer_sees_every_transition_with_the_current_vmcs_before_it() {
+    let recorder = Recorder::default();
+    let mut machine = Machine::new(&Arc::new(VmxProfile::everything()), 1);
+    machine.cpus[0].set_observer(Some(Box::new(recorder.clone())));
+    let succeed = Completion::Outcome(VmxOutcome::Succeed);
+    let vmxon = vmxon_region(0);
+    let tsc_offset = Field::TSC_OFFSET.encoding().into();
+    let write = Operation::Vmwrite {
+        encoding: tsc_offset,
+        value: 5,
+    };
+    let read = Operation::Vmread {
+        encoding: tsc_offset,
+    };
+    let misaligned = Hpa(A.0 + 8);
+    let wrong = Completion::Outcome(VmxOutcome::FailValid(9));
+    let exit = Operation::VmExit { reason: 10 };
+    let undefined = Completion::Fault(Exception::UD);
+    let refused = Completion::Exits(ExitReason::VMXOFF);
+    let expected = [
+        (Action::Vmxoff, Operation::Vmxoff, None, undefined),
+        (
+            Action::Vmxon(vmxon),
+            Operation::Vmxon { pointer: vmxon },
+            None,
+            succeed,
+        ),
+        (
+            Action::Vmclear(A),
+            Operation::Vmclear { pointer: A },
+            None,
+            succeed,
+        ),
+        (
+            Action::Vmptrld(A),
+            Operation::Vmptrld { pointer: A },
+            None,
+            succeed,
+        ),
+        (
+            Action::Vmptrst,
+            Operation::Vmptrst,
+            Some(A),
+            Completion::Value(A.0),
+        ),
+        (
+            Action::Vmptrld(misaligned),
+            Operation::Vmptrld {
+                pointer: misaligned,
+            },
+            Some(A),
+            wrong,
+        ),
+        (Action::Vmwrite(tsc_offset, 5), write, Some(A), succeed),
+        (
+            Action::Vmread(tsc_offset),
+            read,
+            Some(A),
+            Completion::Value(5),
+        ),
+        (Action::Prepare(None), Operation::Vmptrst, None, succeed),
+        (LAUNCH, Operation::Vmlaunch, Some(A), Completion::Entered),
+        (Action::Vmxoff, Operation::Vmxoff, Some(A), refused),
+        (
+            Action::Exit(ExitReason::CPUID),
+            exit,
+            Some(A),
+            Completion::Done,
+        ),
+        (
+            Action::Vmclear(A),
+            Operation::Vmclear { pointer: A },
+            Some(A),
+            succeed,
+        ),
+        (Action::Vmxoff, Operation::Vmxoff, None, succeed),
+        (Action::Init, Operation::Init, None, Completion::Done),
+        (Action::Reset, Operation::Reset, None, Completion::Done),
+    ];
+    for (action, operation, vmcs, completion) in expected {
+        let _ = machine.execute(0, action);
+        let seen = std::mem::take(&mut *recorder.0.lock().unwrap());
+        if let Action::Prepare(_) = action {
+            let is_vmwrite = |(operation, ..): &(Operation, _, _)| {
+                matches!(operation, Operation::Vmwrite { .. })
+            };
+            assert!(!seen.is_empty() && seen.iter().all(is_vmwrite));
+        } else {
+            assert_eq!(seen, [(operation, vmcs, completion)], "{action:x?}");
+        }
+    }
+}
+
 #[test]
 fn an_observer_may_ignore_what_it_does_not_need() {
     struct Counter(Arc<std::sync::atomic::AtomicU32>);
     impl Observer for Counter {
-        fn transition(&mut self, _: &vmx_model::observer::Transition<'_>) {
+        fn transition(&mut self, _: &Transition<'_>) {
             self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
     }

@@ -39,21 +39,38 @@ impl Pages {
 
 impl PhysicalMemory for Pages {
     fn read(&self, address: Hpa, bytes: &mut [u8]) {
-        for (n, byte) in (0..).zip(bytes) {
-            let at = address.offset(n);
-            let page = self.0.get(&at.page());
-            *byte = page.map_or(0xff, |page| page[at.page_offset() as usize]);
+        let mut at = address;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (part, later) = rest.split_at_mut(in_page(at, rest.len()));
+            let offset = at.page_offset() as usize;
+            match self.0.get(&at.page()) {
+                Some(page) => part.copy_from_slice(&page[offset..offset + part.len()]),
+                None => part.fill(0xff),
+            }
+            at = at.offset(part.len() as u64);
+            rest = later;
         }
     }
 
     fn write(&mut self, address: Hpa, bytes: &[u8]) {
-        for (n, byte) in (0..).zip(bytes) {
-            let at = address.offset(n);
+        let mut at = address;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (part, later) = rest.split_at(in_page(at, rest.len()));
+            let offset = at.page_offset() as usize;
             if let Some(page) = self.0.get_mut(&at.page()) {
-                page[at.page_offset() as usize] = *byte;
+                page[offset..offset + part.len()].copy_from_slice(part);
             }
+            at = at.offset(part.len() as u64);
+            rest = later;
         }
     }
+}
+
+/// Returns how many of `length` bytes from `at` on are in its page.
+fn in_page(at: Hpa, length: usize) -> usize {
+    length.min(0x1000 - at.page_offset() as usize)
 }
 
 /// Registers that hold what was loaded last; every MSR can be written.
