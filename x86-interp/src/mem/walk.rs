@@ -554,4 +554,6 @@ pub(crate) const fn physical_mask(bits: u8) -> u64 {
 }
 
 #[cfg(test)]
+mod coherence;
+#[cfg(test)]
 mod tests;
