@@ -156,7 +156,8 @@ impl Cpu {
         }
         let (code, descriptor) = self.return_code_segment(frame.selector)?;
         let level = frame.selector.rpl();
-        let pops_stack = level > self.cpl() || size == 8;
+        // "IF instruction began in 64-bit mode": it pops SS:RSP whatever the levels are.
+        let pops_stack = level > self.cpl() || self.mode() == Mode::Long;
         let mut stack = frame.stack;
         let loaded = self.flags_by_privilege(size);
         if !pops_stack {

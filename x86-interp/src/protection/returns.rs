@@ -281,6 +281,31 @@ fn iretq_always_pops_the_stack() {
 }
 
 #[test]
+fn every_iret_of_64_bit_mode_pops_the_stack_and_none_of_compatibility_mode_needs_to() {
+    // IRETD in 64-bit mode.
+    let mut world = World::long(0, IRET);
+    push_all(
+        &mut world,
+        &[TARGET as u32, sel::CODE64.into(), 2, 0x7770, 0],
+    );
+    world.execute().expect("a good return");
+    assert_eq!(world.cpu.gpr[4], 0x7770);
+    assert_eq!(world.selector(SegmentRegister::Ss), 0);
+    // The same in compatibility mode.
+    let mut world = World::long(0, IRET);
+    let mut state = world.cpu.arch_state();
+    state.segment_mut(SegmentRegister::Cs).access.0 = 0xc09b;
+    world.cpu.set_arch_state(&state);
+    push_all(
+        &mut world,
+        &[TARGET as u32, sel::CODE64.into(), 2, 0x7770, 0],
+    );
+    world.execute().expect("a good return");
+    assert_eq!(world.cpu.gpr[4], STACKS[0] - 8);
+    assert_eq!(world.selector(SegmentRegister::Ss), sel::DATA0);
+}
+
+#[test]
 fn nested_tasks_do_not_exist_in_ia32e_mode() {
     let mut world = World::long(0, IRETQ);
     world.set_flags(Rflags::NT);
