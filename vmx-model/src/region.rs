@@ -10,7 +10,8 @@
 //! |---|---|
 //! | 3:0 | bits 30:0 VMCS revision identifier, bit 31 shadow-VMCS indicator; never written by us |
 //! | 7:4 | VMX-abort indicator; written by a VMX abort only |
-//! | 63:8 | unused, kept |
+//! | 15:8 | written by VMCLEAR of a VMCS that is not active: a mark, `VMCLEAR` |
+//! | 63:16 | unused, kept |
 //! | 64 + 8 * n | the field of table row n ([`Field::ALL`]), 64 bits, little-endian |
 //!
 //! Every content decodes: a field takes the bits that its width has. A page of zeroes is a VMCS
@@ -128,6 +129,16 @@ impl RegionLayout {
 
 const fn offset_of(field: Field) -> u64 {
     FIELDS + 8 * field.index() as u64
+}
+
+const CLEARED: u64 = 8;
+const CLEARED_MARK: u64 = u64::from_le_bytes(*b"VMCLEAR\0");
+
+/// Marks the region at `pointer` as the operand of VMCLEAR, and returns whether there is memory
+/// that can hold the mark: without it there is no VMCS to remember.
+pub(crate) fn mark_cleared(memory: &mut dyn PhysicalMemory, pointer: Hpa) -> bool {
+    memory.write_u64(pointer.offset(CLEARED), CLEARED_MARK);
+    memory.read_u64(pointer.offset(CLEARED)) == CLEARED_MARK
 }
 
 /// Writes the VMX-abort indicator of the region at `pointer` (SDM Vol. 3C, "VMX Aborts").

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::Hpa;
 use crate::memory::PhysicalMemory;
-use crate::region::{RegionHeader, RegionLayout};
+use crate::region::{self, RegionHeader, RegionLayout};
 use crate::vmcs::Vmcs;
 
 /// The number of a logical processor.
@@ -282,6 +282,10 @@ impl VmcsRegistry {
         memory: &mut dyn PhysicalMemory,
     ) {
         let mut regions = self.lock();
+        // A guest may VMCLEAR any number of addresses; only those with memory are remembered.
+        if !regions.contains_key(&pointer) && !region::mark_cleared(memory, pointer) {
+            return;
+        }
         let region = regions.entry(pointer).or_default();
         if let Some(held) = current.or_else(|| region.parked.remove(&cpu)) {
             held.write_back(memory);

@@ -32,6 +32,9 @@ use crate::vmcs::Vmcs;
 /// How many transitions a report shows.
 const HISTORY: usize = 16;
 
+/// How many reports are kept until they are taken.
+const REPORTS: usize = 4096;
+
 /// The host-state fields that belong to one processor.
 const HOST_STATE: [Field; 4] = [
     Field::HOST_FS_BASE,
@@ -136,7 +139,8 @@ impl Sanitizer {
         }
     }
 
-    /// Takes the reports that were made since the last call, the oldest first.
+    /// Takes the reports that were made since the last call, the oldest first; of very many, the
+    /// first 4096.
     #[must_use]
     pub fn take_reports(&self) -> Vec<Report> {
         std::mem::take(&mut self.lock().reports)
@@ -244,6 +248,9 @@ impl State {
     }
 
     fn report(&mut self, item: Item, cpu: CpuId, vmcs: Option<Hpa>, detail: String) {
+        if self.reports.len() >= REPORTS {
+            return;
+        }
         self.reports.push(Report {
             item,
             cpu,

@@ -269,6 +269,20 @@ fn state_of_another_version_or_another_registry_is_refused() {
 }
 
 #[test]
+fn vmclear_of_addresses_without_memory_leaves_nothing_behind() {
+    let mut machine = with_current(VmxProfile::emulator_default());
+    let before = machine.registry.save();
+    for n in 0..100 {
+        let nowhere = Hpa(0x4000_0000 + (n << 12));
+        assert_eq!(machine.execute(0, Action::Vmclear(nowhere)), SUCCEED);
+    }
+    assert_eq!(machine.registry.save(), before);
+    assert_eq!(machine.execute(0, Action::Vmclear(B)), SUCCEED);
+    assert_ne!(machine.registry.save(), before);
+    assert_eq!(machine.registry.status(B).launch, LaunchState::Clear);
+}
+
+#[test]
 fn a_zeroed_page_is_a_vmcs_of_zeroes() {
     let mut memory = Pages::default();
     memory.add(A);
