@@ -436,7 +436,9 @@ fn an_access_that_crosses_into_an_active_region_is_reported() {
 
 /// Keeps what it sees.
 #[derive(Clone, Default)]
-struct Recorder(Arc<Mutex<Vec<(Operation, Option<Hpa>, Completion)>>>);
+struct Recorder(Arc<Mutex<Vec<Seen>>>);
+
+type Seen = (Operation, Option<Hpa>, Completion);
 
 impl Observer for Recorder {
     fn transition(&mut self, t: &Transition<'_>) {
@@ -529,9 +531,8 @@ fn an_observer_sees_every_transition_with_the_current_vmcs_before_it() {
         let _ = machine.execute(0, action);
         let seen = std::mem::take(&mut *recorder.0.lock().unwrap());
         if let Action::Prepare(_) = action {
-            let is_vmwrite = |(operation, ..): &(Operation, _, _)| {
-                matches!(operation, Operation::Vmwrite { .. })
-            };
+            let is_vmwrite =
+                |(operation, ..): &Seen| matches!(operation, Operation::Vmwrite { .. });
             assert!(!seen.is_empty() && seen.iter().all(is_vmwrite));
         } else {
             assert_eq!(seen, [(operation, vmcs, completion)], "{action:x?}");

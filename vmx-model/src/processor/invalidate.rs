@@ -6,8 +6,9 @@
 
 use super::LogicalProcessor;
 use crate::addr::{Hpa, Linear};
-use crate::capability::{EptVpidCap, VmxProfile};
+use crate::capability::EptVpidCap;
 use crate::controls::{SecondaryControls, VmFunctionControls};
+use crate::ept::Eptp;
 use crate::error;
 use crate::event::Exception;
 use crate::field::Field;
@@ -126,10 +127,11 @@ impl LogicalProcessor {
         if kind == 2 {
             return Ok(Invalidation::AllContextsEpt);
         }
-        if !is_valid_eptp(eptp, &self.profile) {
+        let eptp = Eptp(eptp);
+        if !eptp.is_valid(&self.profile) {
             return Err(self.fail(error::INVALID_INVEPT_INVVPID_OPERAND));
         }
-        let ep4ta = eptp & 0x000f_ffff_ffff_f000;
+        let ep4ta = eptp.ep4ta();
         Ok(Invalidation::SingleContextEpt { ep4ta })
     }
 
@@ -217,7 +219,7 @@ impl LogicalProcessor {
         }
         let list = Hpa(vmcs.get(Field::EPTP_LIST_ADDRESS));
         let eptp = memory.read_u64(list.offset(8 * u64::from(ecx)));
-        if is_valid_eptp(eptp, &self.profile) {
+        if Eptp(eptp).is_valid(&self.profile) {
             Vmfunc::Switched { eptp }
         } else {
             Vmfunc::Exit
@@ -233,27 +235,4 @@ impl LogicalProcessor {
             }
         }
     }
-}
-
-/// Whether VM entry would accept this EPTP (SDM Vol. 3C, "VM-Execution Control Fields").
-fn is_valid_eptp(eptp: u64, profile: &VmxProfile) -> bool {
-    let caps = profile.caps.ept_vpid();
-    let has_memory_type = match eptp & 7 {
-        0 => caps.contains(EptVpidCap::MEMORY_TYPE_UC),
-        6 => caps.contains(EptVpidCap::MEMORY_TYPE_WB),
-        _ => false,
-    };
-    let has_walk_length = match (eptp >> 3) & 7 {
-        3 => caps.contains(EptVpidCap::WALK_LENGTH_4),
-        4 => caps.contains(EptVpidCap::WALK_LENGTH_5),
-        _ => false,
-    };
-    let wants_dirty = eptp & 1 << 6 != 0;
-    let wants_shadow_stack = eptp & 1 << 7 != 0;
-    has_memory_type
-        && has_walk_length
-        && (!wants_dirty || caps.contains(EptVpidCap::ACCESSED_DIRTY))
-        && (!wants_shadow_stack || caps.contains(EptVpidCap::SUPERVISOR_SHADOW_STACK))
-        && eptp & 0xf00 == 0
-        && profile.facts.is_physical(eptp)
 }
