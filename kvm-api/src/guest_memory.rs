@@ -8,6 +8,7 @@ use crate::errno::Result;
 use crate::host::{Host, lock};
 use crate::memory::{Wanted, check_page};
 use crate::memslots::{Change, Memslots, NewBitmap, Slot, max_gfn};
+use crate::uaccess::UserPtr;
 use crate::vmx::ept::{EptTables, Writable};
 use kvm_bindings::kvm_userspace_memory_region2;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +39,8 @@ pub(crate) enum Resolved {
 pub(crate) struct GuestMemory {
     host: Arc<Host>,
     slots: Mutex<Arc<Memslots>>,
+    /// Held while the slots are changed.
+    changing: Mutex<()>,
     /// The slots at their guest-physical addresses, for the instruction emulator.
     physical: Arc<PhysMap>,
     ept: Mutex<EptTables>,
@@ -51,6 +54,7 @@ impl GuestMemory {
     pub(crate) fn new(host: Arc<Host>) -> Result<Self> {
         Ok(Self {
             slots: Mutex::default(),
+            changing: Mutex::default(),
             physical: PhysMap::new(),
             ept: Mutex::new(EptTables::new(host.clone())?),
             in_guest: RwLock::new(()),
@@ -102,33 +106,33 @@ impl GuestMemory {
         new_bitmap: NewBitmap,
         kick: &dyn Fn(),
     ) -> Result<()> {
-        let mut slots = lock(&self.slots);
+        let _changing = lock(&self.changing);
+        let slots = self.slots();
         let bits = self.host.profile().facts.physical_address_bits;
         let (mut new, change) = slots.set(region, max_gfn(bits), new_bitmap)?;
         let id = (region.slot & 0xffff) as u16;
-        let old = slots.by_id(id).cloned();
-        match (change, old) {
-            (Change::Create, _) => self.create(&mut new, id, bits)?,
-            (Change::Nothing, _) | (_, None) => return Ok(()),
-            (Change::Delete, Some(old)) => {
-                let _guard = self.exclusive(kick);
-                lock(&self.ept).clear();
-                self.physical.remove(slot_base(&old));
-                self.host.slot_ranges().remove(self.host.memory(), old.hpa);
+        match (change, slots.by_id(id)) {
+            (Change::Nothing, _) => {}
+            (Change::Create, _) | (_, None) => {
+                self.create(&mut new, id, bits)?;
+                *lock(&self.slots) = Arc::new(new);
             }
-            (Change::Move, Some(old)) => {
-                let _guard = self.exclusive(kick);
-                lock(&self.ept).clear();
-                self.physical.remove(slot_base(&old));
-                new.by_id(id).into_iter().for_each(|slot| self.show(slot));
-            }
-            (Change::FlagsOnly, Some(_)) => {
-                let _guard = self.exclusive(kick);
-                lock(&self.ept).clear();
-            }
+            (_, Some(old)) => self.replace(old, new, change, kick),
         }
-        *slots = Arc::new(new);
         Ok(())
+    }
+
+    /// Takes a slot away, or puts it elsewhere, while no vCPU is in the guest.
+    fn replace(&self, old: &Slot, new: Memslots, change: Change, kick: &dyn Fn()) {
+        let _guard = self.exclusive(kick);
+        lock(&self.ept).clear();
+        self.physical.remove(slot_base(old));
+        match new.by_id(old.id) {
+            Some(slot) => self.show(slot),
+            None => self.host.slot_ranges().remove(self.host.memory(), old.hpa),
+        }
+        debug_assert_eq!(new.by_id(old.id).is_none(), change == Change::Delete);
+        *lock(&self.slots) = Arc::new(new);
     }
 
     fn create(&self, slots: &mut Memslots, id: u16, bits: u8) -> Result<()> {
@@ -144,8 +148,8 @@ impl GuestMemory {
 
     /// Puts a slot at its guest-physical address.
     fn show(&self, slot: &Slot) {
-        let read_only = slot.is_read_only();
-        let protection = if read_only {
+        // Writes of the emulator to a slot that logs go by its bus, where they are marked.
+        let protection = if slot.is_read_only() || slot.dirty.is_some() {
             Protection::ReadOnly
         } else {
             Protection::ReadWrite
@@ -160,6 +164,8 @@ impl GuestMemory {
     /// # Errors
     /// EFAULT: the caller's page is not there; ENOMEM.
     pub(crate) fn resolve(&self, gpa: Gpa, access: GuestAccess) -> Result<Resolved> {
+        // The slots and what is mapped from them do not change meanwhile.
+        let _guard = self.enter();
         let slots = self.slots();
         let gfn = gpa.0 >> 12;
         let is_write = access == GuestAccess::Write;
@@ -185,6 +191,17 @@ impl GuestMemory {
         };
         lock(&self.ept).map(gpa, slot.page_hpa(gfn), writable)?;
         Ok(Resolved::Mapped)
+    }
+
+    /// Writes guest memory of a slot that logs; false if there is none at the address.
+    pub(crate) fn write_logged(&self, gpa: Gpa, bytes: &[u8]) -> bool {
+        let slots = self.slots();
+        let gfn = gpa.0 >> 12;
+        let slot = slots.find(gfn).filter(|slot| slot.dirty.is_some() && !slot.is_read_only());
+        let Some(slot) = slot else { return false };
+        mark_dirty(slot, gfn);
+        let at = UserPtr(slot.page_address(gfn)).offset(gpa.page_offset());
+        at.write_array(bytes).is_ok()
     }
 
     /// Marks a page that the emulator has written.

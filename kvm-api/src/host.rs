@@ -7,16 +7,19 @@
 
 use crate::errno::{Errno, Result};
 use crate::memory::SlotRanges;
+use crate::vmx::setup::kernel_state;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use vmx_model::addr::Hpa;
 use vmx_model::capability::VmxProfile;
-use vmx_model::processor::LogicalProcessor;
+use vmx_model::processor::{Invalidation, LogicalProcessor};
 use vmx_model::registry::{CpuId, RemoteVmclear, VmcsRegistry};
-use x86_interp::bus::{Clock, HostClock};
+use x86_interp::Cpu;
+use x86_interp::bus::{Clock, EmptyBus, HostClock};
 use x86_interp::mem::phys::{OwnedRam, PhysMap};
+use x86_interp::vmx::RootSoftware;
 
 /// Frequency of the host's time-stamp counter.
 pub(crate) const TSC_KHZ: u32 = 2_500_000;
@@ -32,7 +35,7 @@ pub(crate) struct Host {
     registry: Arc<VmcsRegistry>,
     memory: Arc<PhysMap>,
     pages: Mutex<PagePool>,
-    clock: Mutex<Box<dyn Clock>>,
+    clock: HostClock,
     next_cpu: AtomicU32,
     vpids: Mutex<BTreeSet<u16>>,
     virtualization: Mutex<Virtualization>,
@@ -68,7 +71,44 @@ struct Virtualization {
 pub(crate) struct HostCpu {
     id: CpuId,
     vmxon_region: Hpa,
-    processor: Mutex<LogicalProcessor>,
+    processor: Mutex<HostProcessor>,
+}
+
+/// The processor proper: its VMX state, and once it has to run guests, the rest.
+pub(crate) struct HostProcessor {
+    /// The VMX state, until there is a [`Cpu`] to attach it to.
+    vmx: Option<Box<LogicalProcessor>>,
+    cpu: Option<Box<Cpu>>,
+}
+
+impl HostProcessor {
+    /// Returns the VMX state.
+    pub(crate) fn vmx(&mut self) -> &mut LogicalProcessor {
+        match (&mut self.cpu, &mut self.vmx) {
+            (Some(cpu), _) => cpu.processor_mut().expect("it was attached"),
+            (None, Some(vmx)) => vmx,
+            (None, None) => unreachable!("the VMX state is here or attached"),
+        }
+    }
+
+    /// Returns the processor that executes instructions.
+    pub(crate) fn cpu(&mut self, host: &Host) -> &mut Cpu {
+        if let Some(vmx) = self.vmx.take() {
+            let clock = Box::new(host.clock);
+            let mut cpu = Box::new(Cpu::new(host.memory.clone(), Box::new(EmptyBus), clock));
+            cpu.set_arch_state(&kernel_state());
+            cpu.attach_processor(vmx, RootSoftware::Native);
+            self.cpu = Some(cpu);
+        }
+        self.cpu.as_mut().expect("it was made with the VMX state")
+    }
+
+    /// Executes INVVPID or INVEPT: what it names is dropped.
+    pub(crate) fn invalidate(&mut self, which: Invalidation) {
+        if let Some(cpu) = &mut self.cpu {
+            cpu.drop_translations(which);
+        }
+    }
 }
 
 thread_local! {
@@ -101,7 +141,7 @@ impl Host {
             registry: VmcsRegistry::new(),
             memory: PhysMap::new(),
             pages: Mutex::default(),
-            clock: Mutex::new(Box::new(HostClock::new(u64::from(TSC_KHZ)))),
+            clock: HostClock::new(u64::from(TSC_KHZ)),
             next_cpu: AtomicU32::new(0),
             vpids: Mutex::default(),
             virtualization: Mutex::default(),
@@ -125,9 +165,15 @@ impl Host {
         &self.slot_ranges
     }
 
+    /// Returns the clock of the processors.
+    pub(crate) fn clock(&self) -> HostClock {
+        self.clock
+    }
+
     /// Reads the host's time-stamp counter.
     pub(crate) fn tsc(&self) -> u64 {
-        lock(&self.clock).tsc(0)
+        let mut clock = self.clock;
+        clock.tsc(0)
     }
 
     /// Returns a zeroed page: always the lowest that is free.
@@ -261,7 +307,7 @@ impl Host {
             return;
         };
         // The vCPU's mutex is held, so its thread is not running this VMCS: the wait is short.
-        let cleared = cpu.lock().vmclear(vmcs, &mut memory);
+        let cleared = cpu.lock().vmx().vmclear(vmcs, &mut memory);
         debug_assert!(
             cleared.is_ok_and(|o| o.is_success()),
             "VMCLEAR in VMX root operation"
@@ -275,12 +321,9 @@ impl HostCpu {
         let revision = host.profile.caps.revision_id();
         host.memory
             .write_bytes(vmxon_region, &revision.to_le_bytes());
-        let processor = LogicalProcessor::new(id, host.profile.clone(), host.registry.clone());
-        Ok(Self {
-            id,
-            vmxon_region,
-            processor: Mutex::new(processor),
-        })
+        let vmx = LogicalProcessor::new(id, host.profile.clone(), host.registry.clone());
+        let processor = HostProcessor { vmx: Some(Box::new(vmx)), cpu: None };
+        Ok(Self { id, vmxon_region, processor: Mutex::new(processor) })
     }
 
     /// Returns the number of the processor.
@@ -289,13 +332,13 @@ impl HostCpu {
     }
 
     /// Returns the processor, which only its own thread keeps for long.
-    pub(crate) fn lock(&self) -> MutexGuard<'_, LogicalProcessor> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, HostProcessor> {
         lock(&self.processor)
     }
 
     fn vmxon(&self, host: &Host) {
         let memory: &PhysMap = &host.memory;
-        let outcome = self.lock().vmxon(self.vmxon_region, &memory);
+        let outcome = self.lock().vmx().vmxon(self.vmxon_region, &memory);
         debug_assert!(
             outcome.is_ok_and(|o| o.is_success()),
             "VMXON of our own region"
@@ -303,7 +346,7 @@ impl HostCpu {
     }
 
     fn vmxoff(&self) {
-        let outcome = self.lock().vmxoff();
+        let outcome = self.lock().vmx().vmxoff();
         debug_assert!(
             outcome.is_ok_and(|o| o.is_success()),
             "VMXOFF in VMX root operation"

@@ -21,6 +21,7 @@ mod mm;
 mod msr_filter;
 mod registry;
 mod run_page;
+mod signals;
 mod system;
 pub mod trace;
 mod uaccess;

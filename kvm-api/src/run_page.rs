@@ -10,6 +10,27 @@ use crate::uaccess::Plain;
 use crate::uapi::VCPU_MMAP_SIZE;
 use std::sync::Arc;
 
+/// Offsets in `struct kvm_run`.
+pub(crate) mod offset {
+    pub(crate) const REQUEST_INTERRUPT_WINDOW: usize = 0;
+    pub(crate) const IMMEDIATE_EXIT: usize = 1;
+    pub(crate) const EXIT_REASON: usize = 8;
+    pub(crate) const READY_FOR_INTERRUPT_INJECTION: usize = 12;
+    pub(crate) const IF_FLAG: usize = 13;
+    pub(crate) const FLAGS: usize = 14;
+    pub(crate) const CR8: usize = 16;
+    pub(crate) const APIC_BASE: usize = 24;
+    /// The union of what the exit reasons say.
+    pub(crate) const EXIT: usize = 32;
+    pub(crate) const VALID_REGS: usize = 288;
+    pub(crate) const DIRTY_REGS: usize = 296;
+    pub(crate) const SYNC_REGS: usize = 304;
+    pub(crate) const SYNC_SREGS: usize = 448;
+    pub(crate) const SYNC_EVENTS: usize = 760;
+    /// The page of port I/O data.
+    pub(crate) const PIO_DATA: usize = 4096;
+}
+
 /// A vCPU's pages.
 ///
 /// Invariant: the backing is a mapping of `VCPU_MMAP_SIZE` bytes of a file whose size is sealed.

@@ -62,7 +62,7 @@ pub struct Vm {
     backing: Backing,
     host: Arc<Host>,
     vcpus: Mutex<BTreeMap<u32, Arc<VcpuCore>>>,
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     msr_filter: Mutex<Arc<MsrFilter>>,
     config: Mutex<VmConfig>,
 }
@@ -104,7 +104,7 @@ pub(crate) struct VmConfig {
 impl Vm {
     /// Makes a VM, and enables virtualization on the host for it.
     pub(crate) fn new(backing: Backing, host: Arc<Host>) -> Result<Self> {
-        let memory = GuestMemory::new(host.clone())?;
+        let memory = Arc::new(GuestMemory::new(host.clone())?);
         host.enable_virtualization()?;
         Ok(Self {
             backing,
@@ -200,8 +200,13 @@ impl Vm {
     }
 
     /// Returns the guest's memory.
-    pub(crate) const fn memory(&self) -> &GuestMemory {
+    pub(crate) fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// Returns the guest's memory, to be held by the emulator.
+    pub(crate) fn memory_handle(&self) -> Arc<GuestMemory> {
+        self.memory.clone()
     }
 
     /// Returns the MSR filter.

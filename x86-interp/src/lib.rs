@@ -24,6 +24,7 @@ pub mod fpu;
 pub mod insn;
 pub mod mem;
 pub mod mode;
+pub mod native;
 pub mod msr;
 #[cfg(test)]
 mod protection;

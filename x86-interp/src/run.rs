@@ -121,7 +121,7 @@ impl Cpu {
         }
     }
 
-    fn take_stop(&mut self) -> Stop {
+    pub(crate) fn take_stop(&mut self) -> Stop {
         self.pending_stop.take().unwrap_or(Stop::Kick)
     }
 

@@ -32,6 +32,7 @@ impl Loaded<'_> {
         }
         self.state.cpuid = table;
         self.state.has_cpuid = true;
+        self.caches.cpuid_generation += 1;
         self.update_feature_controls();
         Ok(())
     }
@@ -78,3 +79,45 @@ fn same_table(a: &[kvm_cpuid_entry2], b: &[kvm_cpuid_entry2]) -> bool {
     let words = |e: &kvm_cpuid_entry2| (e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx);
     a.len() == b.len() && a.iter().zip(b).all(|(x, y)| words(x) == words(y))
 }
+
+impl Loaded<'_> {
+    /// Returns what CPUID answers (`kvm_cpuid()`): a leaf that is not there, above the highest of
+    /// its range, answers as the highest basic leaf if the vendor is not AMD.
+    pub(crate) fn cpuid_answer(&self, function: u32, index: u32) -> [u32; 4] {
+        let table = &self.state.cpuid;
+        let words = |e: &kvm_cpuid_entry2| [e.eax, e.ebx, e.ecx, e.edx];
+        if let Some(entry) = find(table, function, index) {
+            return words(entry);
+        }
+        let beyond = out_of_range(table, function, index);
+        if let Some(entry) = beyond {
+            return words(entry);
+        }
+        // A missing subleaf of the topology leaves keeps the level and the x2APIC ID.
+        let topology = matches!(function, 0xb | 0x1f);
+        match find(table, function, 1).filter(|_| topology) {
+            Some(first) => [0, 0, index & 0xff, first.edx],
+            None => [0; 4],
+        }
+    }
+}
+
+/// `get_out_of_range_cpuid_entry()`.
+fn out_of_range(
+    table: &[kvm_cpuid_entry2],
+    function: u32,
+    index: u32,
+) -> Option<&kvm_cpuid_entry2> {
+    let basic = find(table, 0, 0)?;
+    let is_amd = [basic.ebx, basic.edx, basic.ecx] == AUTHENTIC_AMD;
+    let range = match function {
+        0x4000_0000..=0x4fff_ffff => find(table, function & 0xffff_ff00, 0),
+        0x8000_0000..=0xbfff_ffff => find(table, 0x8000_0000, 0),
+        0xc000_0000.. => find(table, 0xc000_0000, 0),
+        _ => Some(basic),
+    };
+    let inside = range.is_some_and(|class| function <= class.eax);
+    if is_amd || inside { None } else { find(table, basic.eax, index) }
+}
+
+const AUTHENTIC_AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];

@@ -17,6 +17,7 @@ const fn row(request: u32, handler: Handler) -> Row<Arc<Vcpu>> {
 
 /// The vCPU ioctls. A request that is not here is EINVAL.
 pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
+    row(KVM_RUN, |vcpu, arg| if arg == 0 { done(vcpu.run()) } else { Err(Errno::EINVAL) }),
     row(KVM_GET_REGS, |vcpu, arg| put(arg, &vcpu.get_regs()?)),
     row(KVM_SET_REGS, |vcpu, arg| {
         done(get(arg).and_then(|regs| vcpu.set_regs(&regs)))
@@ -202,6 +203,16 @@ fn set_attribute(vcpu: &Arc<Vcpu>, arg: u64) -> Result<i64> {
 }
 
 impl Vcpu {
+    /// Runs the guest until something concerns user space, which the run page tells: api.rst,
+    /// "KVM_RUN".
+    ///
+    /// # Errors
+    /// EINTR: a signal is pending, or `immediate_exit`. EFAULT: the memory behind a slot is not
+    /// mapped. EINVAL: registers in the run page that cannot be, or CR8 above 15.
+    pub fn run(&self) -> Result<()> {
+        self.with(|vcpu| vcpu.run())
+    }
+
     /// Returns the general-purpose registers: api.rst, "KVM_GET_REGS".
     ///
     /// # Errors

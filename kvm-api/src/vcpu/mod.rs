@@ -3,18 +3,25 @@
 //! [`Vcpu`] is the object behind a descriptor. An ioctl takes its mutex and loads it on the
 //! calling thread's logical processor (`vcpu_load()`): what the handlers work on is a [`Loaded`].
 
+mod completion;
 pub(crate) mod control;
 mod cpuid;
+mod emulate;
+mod enter;
 mod events;
+mod exits;
+mod exits_io;
 mod fpu;
 mod ioctls;
 mod msr;
 mod regs;
+mod run;
 pub(crate) mod state;
 mod translate;
 mod tsc;
 
 pub(crate) use ioctls::{IOCTLS, read_msr_entries};
+pub(crate) use tsc::MAX_GUEST_TSC_KHZ;
 pub(crate) use msr::{feature_index_list, index_list, system_value};
 
 use crate::errno::{Errno, Result};
@@ -25,10 +32,10 @@ use crate::uapi::VCPU_MMAP_SIZE;
 use crate::vm::Vm;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::setup::VmxPages;
+use emulate::Emulator;
 use state::VcpuState;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
-pub(crate) use tsc::MAX_GUEST_TSC_KHZ;
 use vmx_model::registry::CpuId;
 use x86_interp::mem::phys::PhysMap;
 use x86_interp::run::Kicker;
@@ -66,6 +73,35 @@ struct Inner {
     state: VcpuState,
     /// The processor on which the VMCS is active (`vcpu->cpu`).
     cpu: Option<CpuId>,
+    caches: Caches,
+}
+
+/// What a vCPU holds that can be made anew.
+pub(crate) struct Caches {
+    /// The VMCS has been launched since the last VMCLEAR.
+    pub(crate) launched: bool,
+    /// The EPT pointer in the VMCS, and the generation of the mappings that the processor may hold.
+    pub(crate) ept: Option<(u64, u64)>,
+    /// Instructions of a slice.
+    pub(crate) budget: u64,
+    pub(crate) emulator: Option<Box<Emulator>>,
+    /// Moves with the guest's CPUID.
+    pub(crate) cpuid_generation: u64,
+    /// The CPUID that the emulator has.
+    pub(crate) emulator_cpuid: Option<u64>,
+}
+
+impl Default for Caches {
+    fn default() -> Self {
+        Self {
+            launched: false,
+            ept: None,
+            budget: 20_000,
+            emulator: None,
+            cpuid_generation: 0,
+            emulator_cpuid: None,
+        }
+    }
 }
 
 /// A vCPU that is loaded on this thread's logical processor: its VMCS is current there.
@@ -74,6 +110,8 @@ pub(crate) struct Loaded<'a> {
     pub(crate) vmcs: CurrentVmcs<'a>,
     pub(crate) vm: &'a Vm,
     pub(crate) run: &'a RunPage,
+    pub(crate) core: &'a VcpuCore,
+    pub(crate) caches: &'a mut Caches,
 }
 
 impl Vcpu {
@@ -85,6 +123,14 @@ impl Vcpu {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.core.id
+    }
+
+    /// Returns the memory that the vCPU shares with user space: `struct kvm_run`, the page of port
+    /// I/O data and the page of the coalesced ring. It lives as long as the vCPU; the guest's exits
+    /// change it.
+    #[must_use]
+    pub fn run_page(&self) -> core::ptr::NonNull<u8> {
+        self.core.run.backing().start()
     }
 
     pub(crate) fn file(&self) -> FileId {
@@ -121,6 +167,7 @@ impl VcpuCore {
             inner: Mutex::new(Inner {
                 state: VcpuState::new(vm.get_tsc_khz()),
                 cpu: None,
+                caches: Caches::default(),
             }),
         };
         core.with(vm, |vcpu| {
@@ -130,6 +177,11 @@ impl VcpuCore {
             Ok(())
         })?;
         Ok(core)
+    }
+
+    /// Says how to end the run of the processor that runs the guest, if one does.
+    pub(crate) fn set_kicker(&self, kicker: Option<Kicker>) {
+        *lock(&self.kicker) = kicker;
     }
 
     /// Makes the vCPU leave the guest (`kvm_vcpu_kick()`).
@@ -163,15 +215,20 @@ impl VcpuCore {
         cpu: &'a HostCpu,
         inner: &'a mut MutexGuard<'_, Inner>,
     ) -> Loaded<'a> {
+        let inner = &mut **inner;
         let has_moved = inner.cpu != Some(cpu.id());
         if has_moved && let Some(owner) = inner.cpu {
             vm.host().clear_vmcs(owner, self.pages.vmcs);
         }
         inner.cpu = Some(cpu.id());
+        if has_moved {
+            inner.caches.launched = false;
+            inner.caches.ept = None;
+        }
         let mut vmcs = CurrentVmcs::new(cpu);
         if vmcs.pointer() != Some(self.pages.vmcs) {
             let memory: &PhysMap = vm.host().memory();
-            let loaded = vmcs.processor().vmptrld(self.pages.vmcs, &memory);
+            let loaded = vmcs.vmx().vmptrld(self.pages.vmcs, &memory);
             debug_assert!(
                 loaded.is_ok_and(|o| o.is_success()),
                 "VMPTRLD of our own region"
@@ -182,6 +239,8 @@ impl VcpuCore {
             vmcs,
             vm,
             run: &self.run,
+            core: self,
+            caches: &mut inner.caches,
         };
         if has_moved {
             loaded.write_per_cpu_host_state(cpu.id().0);

@@ -9,7 +9,7 @@ use kvm_bindings::{
     KVM_SREGS2_FLAGS_PDPTRS_VALID, kvm_debugregs, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs,
     kvm_sregs2, kvm_xcr, kvm_xcrs,
 };
-use vmx_model::arch::{Cr0, Cr4, Efer, Rflags};
+use vmx_model::arch::{Cr0, Cr4, Efer, Rflags, SegmentRegister};
 use vmx_model::field::Field;
 use x86_interp::cpuid::Feature;
 
@@ -41,6 +41,21 @@ segment_fields! {
     GS: GUEST_GS_SELECTOR GUEST_GS_BASE GUEST_GS_LIMIT GUEST_GS_ACCESS_RIGHTS;
     TR: GUEST_TR_SELECTOR GUEST_TR_BASE GUEST_TR_LIMIT GUEST_TR_ACCESS_RIGHTS;
     LDTR: GUEST_LDTR_SELECTOR GUEST_LDTR_BASE GUEST_LDTR_LIMIT GUEST_LDTR_ACCESS_RIGHTS;
+}
+
+/// Returns selector, base, limit and access rights of a segment register.
+pub(crate) fn segment_fields(register: SegmentRegister) -> [Field; 4] {
+    let SegmentFields { selector, base, limit, access } = match register {
+        SegmentRegister::Es => ES,
+        SegmentRegister::Cs => CS,
+        SegmentRegister::Ss => SS,
+        SegmentRegister::Ds => DS,
+        SegmentRegister::Fs => FS,
+        SegmentRegister::Gs => GS,
+        SegmentRegister::Ldtr => LDTR,
+        SegmentRegister::Tr => TR,
+    };
+    [selector, base, limit, access]
 }
 
 /// Bit 0 of the type of a code or data segment: it has been accessed.

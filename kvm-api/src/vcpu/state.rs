@@ -5,6 +5,7 @@
 //! CR0, CR4 and EFER are held as the guest sees them. Segments, RFLAGS and the rest of the guest
 //! state are in the VMCS.
 
+use crate::vcpu::completion::{Completion, Emulation};
 use crate::vcpu::fpu::GuestFpu;
 use crate::vmx::setup::TSC_RATIO_ONE;
 use kvm_bindings::kvm_cpuid_entry2;
@@ -111,6 +112,11 @@ pub(crate) struct VcpuState {
     /// What the host's TSC is multiplied by, with 48 fractional bits.
     pub(crate) tsc_ratio: u64,
     pub(crate) tsc_offset: u64,
+    /// What KVM_RUN has to finish first.
+    pub(crate) completion: Completion,
+    pub(crate) emulation: Emulation,
+    /// Length of the instruction behind a software exception or interrupt.
+    pub(crate) event_instruction_length: u64,
     /// The signal mask of KVM_RUN, if one was set.
     pub(crate) signal_mask: Option<u64>,
     /// KVM_RUN has been used: CPUID and feature MSRs are frozen.
@@ -152,6 +158,9 @@ impl VcpuState {
             tsc_khz,
             tsc_ratio: TSC_RATIO_ONE,
             tsc_offset: 0,
+            completion: Completion::None,
+            emulation: Emulation::default(),
+            event_instruction_length: 0,
             signal_mask: None,
             has_run: false,
             enforces_pv_cpuid: false,

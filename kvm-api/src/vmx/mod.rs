@@ -6,7 +6,7 @@
 pub(crate) mod ept;
 pub(crate) mod setup;
 
-use crate::host::HostCpu;
+use crate::host::{HostCpu, HostProcessor};
 use std::cell::RefCell;
 use std::sync::MutexGuard;
 use vmx_model::addr::Hpa;
@@ -15,43 +15,59 @@ use vmx_model::processor::LogicalProcessor;
 
 /// The VMCS that is current on this thread's logical processor, for VMREAD and VMWRITE.
 pub(crate) struct CurrentVmcs<'a> {
-    processor: RefCell<MutexGuard<'a, LogicalProcessor>>,
+    processor: RefCell<MutexGuard<'a, HostProcessor>>,
 }
 
 impl<'a> CurrentVmcs<'a> {
     /// Takes the processor; the caller makes a VMCS current on it.
     pub(crate) fn new(cpu: &'a HostCpu) -> Self {
-        Self {
-            processor: RefCell::new(cpu.lock()),
-        }
+        Self { processor: RefCell::new(cpu.lock()) }
     }
 
     /// Returns the current-VMCS pointer.
     pub(crate) fn pointer(&self) -> Option<Hpa> {
-        self.processor.borrow().current_pointer()
+        self.processor.borrow_mut().vmx().current_pointer()
     }
 
     /// VMREAD.
     pub(crate) fn read(&self, field: Field) -> u64 {
-        let value = self.processor.borrow_mut().read(field);
+        let value = self.processor.borrow_mut().vmx().read(field);
         debug_assert!(value.is_ok(), "VMREAD of {}", field.name());
         value.unwrap_or(0)
     }
 
     /// VMWRITE.
     pub(crate) fn write(&mut self, field: Field, value: u64) {
-        let written = self.processor.get_mut().write(field, value);
+        let written = self.vmx().write(field, value);
         debug_assert!(written.is_ok(), "VMWRITE of {}", field.name());
     }
 
-    /// INVVPID; the translations go with the processor's TLB.
+    /// INVVPID.
     pub(crate) fn invvpid(&mut self, kind: u64, vpid: u16) {
-        let done = self.processor.get_mut().invvpid(kind, [u64::from(vpid), 0]);
+        let done = self.vmx().invvpid(kind, [u64::from(vpid), 0]);
         debug_assert!(matches!(done, Ok(Ok(_))), "INVVPID of type {kind}");
+        if let Ok(Ok(which)) = done {
+            self.processor().invalidate(which);
+        }
     }
 
-    /// Returns the processor, for its other instructions.
-    pub(crate) fn processor(&mut self) -> &mut LogicalProcessor {
+    /// INVEPT of one context.
+    pub(crate) fn invept(&mut self, ept_pointer: u64) {
+        const SINGLE_CONTEXT: u64 = 1;
+        let done = self.vmx().invept(SINGLE_CONTEXT, [ept_pointer, 0]);
+        debug_assert!(matches!(done, Ok(Ok(_))), "INVEPT of {ept_pointer:#x}");
+        if let Ok(Ok(which)) = done {
+            self.processor().invalidate(which);
+        }
+    }
+
+    /// Returns the VMX state, for its other instructions.
+    pub(crate) fn vmx(&mut self) -> &mut LogicalProcessor {
+        self.processor.get_mut().vmx()
+    }
+
+    /// Returns the processor.
+    pub(crate) fn processor(&mut self) -> &mut HostProcessor {
         self.processor.get_mut()
     }
 }

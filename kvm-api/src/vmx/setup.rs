@@ -13,6 +13,9 @@ use crate::vcpu::Loaded;
 use crate::vcpu::control::CR0_GUEST_OWNED;
 use crate::vcpu::state::RDX;
 use vmx_model::addr::Hpa;
+use vmx_model::arch::{
+    AccessRights, ArchState, Cr0, Cr4, Efer, Rflags, Segment, SegmentRegister,
+};
 use vmx_model::capability::{Allowed, VmxCapabilities};
 use vmx_model::controls::{
     EntryControls, ExitControls, PinControls, ProcControls, SecondaryControls,
@@ -59,6 +62,30 @@ mod host_state {
     pub(super) const PER_CPU: u64 = 0x3_b000;
 }
 
+/// Returns the state of a processor that executes the kernel: 64-bit mode, VMX enabled.
+pub(crate) fn kernel_state() -> ArchState {
+    let mut state = ArchState {
+        cr0: Cr0::from_bits_retain(host_state::CR0),
+        cr3: host_state::CR3,
+        cr4: Cr4::from_bits_retain(host_state::CR4),
+        dr7: 0x400,
+        rflags: Rflags::FIXED1,
+        efer: Efer::from_bits_retain(host_state::EFER),
+        pat: host_state::PAT,
+        ..ArchState::default()
+    };
+    let code = Segment {
+        selector: host_state::CS as u16,
+        limit: u32::MAX,
+        access: AccessRights(0xa09b),
+        base: 0,
+    };
+    let stack = Segment { selector: host_state::SS as u16, access: AccessRights(0xc093), ..code };
+    *state.segment_mut(SegmentRegister::Cs) = code;
+    *state.segment_mut(SegmentRegister::Ss) = stack;
+    state
+}
+
 /// PAT after reset.
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// Default ratio of TSC scaling: 1, with 48 fractional bits.
@@ -87,7 +114,7 @@ impl VmxPages {
         };
         let mut memory: &PhysMap = host.memory();
         memory.write_bytes(vmcs, &host.profile().caps.revision_id().to_le_bytes());
-        let cleared = host.this_cpu()?.lock().vmclear(vmcs, &mut memory);
+        let cleared = host.this_cpu()?.lock().vmx().vmclear(vmcs, &mut memory);
         debug_assert!(
             cleared.is_ok_and(|o| o.is_success()),
             "VMCLEAR of our own region"

@@ -1,0 +1,429 @@
+//! Into the guest and out again: event injection, VM entry, slices of execution, and what a VM
+//! exit leaves behind (`vcpu_enter_guest()`, `vmx_vcpu_run()`).
+
+use crate::errno::{Errno, Result};
+use crate::signals::Blocked;
+use crate::vcpu::Loaded;
+use crate::vcpu::run::Next;
+use crate::vcpu::state::{QueuedException, QueuedInterrupt, RSP};
+use kvm_bindings::*;
+use std::time::{Duration, Instant};
+use vmx_model::arch::{Cr0, Rflags};
+use vmx_model::controls::ProcControls;
+use vmx_model::event::{EventType, InterruptionInfo, vector};
+use vmx_model::field::Field;
+use vmx_model::outcome::VmxOutcome;
+use vmx_model::processor::EntryOutcome;
+use x86_interp::stop::{Stop, Unimplemented};
+use x86_interp::vmx::EntryInstruction;
+
+/// How long the guest runs between two looks at pending signals.
+const SLICE: Duration = Duration::from_micros(200);
+/// The vector of the host's interrupt that takes a processor out of the guest.
+const RESCHEDULE_VECTOR: u8 = 0xfd;
+
+/// How the guest was left.
+enum Left {
+    /// By a VM exit.
+    Exit,
+    /// The guest was not entered: VMfail with this error number.
+    FailedInstruction(u64),
+    /// VM entry failed; the exit reason says why.
+    FailedEntry(u32),
+    /// An instruction that the processor should have and has not.
+    Unimplemented(Unimplemented),
+    /// The caller's page behind guest memory has vanished.
+    HostFault,
+}
+
+impl Loaded<'_> {
+    /// Enters the guest once, and handles the VM exit.
+    pub(crate) fn enter_guest(&mut self, signals: &Blocked) -> Result<Next> {
+        if core::mem::take(&mut self.state.triple_fault) {
+            self.set_exit_reason(KVM_EXIT_SHUTDOWN);
+            return Ok(Next::Return);
+        }
+        self.process_nmis();
+        self.inject_events();
+        self.update_windows();
+        self.load_guest_state();
+        match self.run_guest(signals) {
+            Left::Exit => {
+                self.save_guest_state();
+                self.complete_interrupts();
+                self.handle_exit()
+            }
+            Left::FailedInstruction(error) => {
+                self.cancel_injection();
+                Ok(self.fail_entry(error))
+            }
+            Left::FailedEntry(reason) => {
+                self.cancel_injection();
+                Ok(self.fail_entry(u64::from(reason)))
+            }
+            Left::Unimplemented(which) => {
+                self.save_guest_state();
+                self.complete_interrupts();
+                let length = usize::from(which.length).min(which.bytes.len());
+                Ok(self.emulation_failure(&which.bytes[..length]))
+            }
+            Left::HostFault => {
+                self.save_guest_state();
+                self.complete_interrupts();
+                Err(Errno::EFAULT)
+            }
+        }
+    }
+
+    /// `kvm_check_and_inject_events()`.
+    fn inject_events(&mut self) {
+        if self.state.exception.injected {
+            self.inject_exception();
+        } else if !self.state.exception.pending {
+            if self.state.nmi.injected {
+                self.inject(InterruptionInfo::VALID | event_type(EventType::Nmi) | 2);
+            } else if self.state.interrupt.injected {
+                self.inject_interrupt();
+            }
+        }
+        if self.state.exception.pending {
+            self.begin_exception();
+            self.inject_exception();
+            return;
+        }
+        let busy = self.state.exception.injected
+            || self.state.nmi.injected
+            || self.state.interrupt.injected;
+        if self.state.nmi.pending != 0 && !busy && self.is_nmi_allowed() {
+            self.state.nmi.pending -= 1;
+            self.state.nmi.injected = true;
+            self.inject(InterruptionInfo::VALID | event_type(EventType::Nmi) | 2);
+        }
+    }
+
+    /// Carries out what an exception does before its delivery, and makes it injected.
+    fn begin_exception(&mut self) {
+        let exception = self.state.exception.vector;
+        if is_fault(exception) {
+            let rflags = self.rflags() | Rflags::RF.bits();
+            self.set_rflags(rflags);
+        }
+        self.deliver_payload();
+        const DR7_GD: u64 = 1 << 13;
+        if exception == vector::DB && self.state.dr7 & DR7_GD != 0 {
+            self.state.dr7 &= !DR7_GD;
+            self.update_debug_registers();
+        }
+        self.state.exception.pending = false;
+        self.state.exception.injected = true;
+    }
+
+    /// `vmx_inject_exception()`.
+    fn inject_exception(&mut self) {
+        let QueuedException { vector: number, error_code, .. } = self.state.exception;
+        let soft = matches!(number, vector::BP | vector::OF);
+        let kind = if soft { EventType::SoftwareException } else { EventType::HardwareException };
+        let mut info = InterruptionInfo::VALID | event_type(kind) | u32::from(number);
+        let protected = self.state.cr0 & Cr0::PE.bits() != 0;
+        if let Some(code) = error_code.filter(|_| protected) {
+            self.vmcs.write(Field::VM_ENTRY_EXCEPTION_ERROR_CODE, u64::from(code & 0xffff));
+            info |= InterruptionInfo::ERROR_CODE;
+        }
+        if soft {
+            let length = self.state.event_instruction_length;
+            self.vmcs.write(Field::VM_ENTRY_INSTRUCTION_LENGTH, length);
+        }
+        self.inject(info);
+    }
+
+    /// `vmx_inject_irq()`.
+    fn inject_interrupt(&mut self) {
+        let QueuedInterrupt { soft, nr, .. } = self.state.interrupt;
+        let kind = if soft { EventType::SoftwareInterrupt } else { EventType::ExternalInterrupt };
+        if soft {
+            let length = self.state.event_instruction_length;
+            self.vmcs.write(Field::VM_ENTRY_INSTRUCTION_LENGTH, length);
+        }
+        self.inject(InterruptionInfo::VALID | event_type(kind) | u32::from(nr));
+    }
+
+    fn inject(&mut self, info: u32) {
+        self.vmcs.write(Field::VM_ENTRY_INTERRUPTION_INFORMATION, u64::from(info));
+    }
+
+    fn cancel_injection(&mut self) {
+        self.vmcs.write(Field::VM_ENTRY_INTERRUPTION_INFORMATION, 0);
+    }
+
+    fn is_nmi_allowed(&self) -> bool {
+        !self.is_nmi_masked() && self.interrupt_shadow() == 0
+    }
+
+    /// Asks for the windows in which what waits can be injected.
+    fn update_windows(&mut self) {
+        let mut controls = self.state.controls.proc;
+        let mut set = |control: ProcControls, wanted: bool| {
+            let bit = u64::from(control.bits());
+            controls = if wanted { controls | bit } else { controls & !bit };
+        };
+        set(ProcControls::NMI_WINDOW_EXITING, self.state.nmi.pending != 0);
+        let window = self.wants_interrupt_window() && !self.is_ready_for_interrupt_injection();
+        set(ProcControls::INTERRUPT_WINDOW_EXITING, window);
+        self.write_proc_controls(controls);
+    }
+
+    /// Writes to the VMCS and the processor what VM entry does not take from the VMCS as it is.
+    fn load_guest_state(&mut self) {
+        self.load_memory();
+        self.vmcs.write(Field::GUEST_RIP, self.state.rip);
+        self.vmcs.write(Field::GUEST_RSP, self.state.regs[RSP]);
+        if self.state.debug.single_steps() {
+            self.set_interrupt_shadow(0);
+        }
+        if !self.state.has_run {
+            self.vmcs.write(Field::PLE_WINDOW, 4096);
+            self.vmcs.write(Field::VMX_PREEMPTION_TIMER_VALUE, 0xffff_ffff);
+            self.state.has_run = true;
+        }
+        self.load_registers();
+    }
+
+    /// CR3, PDPTEs and the EPT pointer (`vmx_load_mmu_pgd()`).
+    fn load_memory(&mut self) {
+        let memory = self.vm.memory();
+        let (pointer, generation) = (memory.ept_pointer(), memory.generation());
+        if self.caches.ept != Some((pointer, generation)) {
+            self.vmcs.write(Field::EPT_POINTER, pointer);
+            self.vmcs.invept(pointer);
+            self.caches.ept = Some((pointer, generation));
+        }
+        self.vmcs.write(Field::GUEST_CR3, self.state.cr3);
+        if self.is_pae_paging() {
+            for (field, pdpte) in PDPTES.into_iter().zip(self.state.pdptrs) {
+                self.vmcs.write(field, pdpte);
+            }
+        }
+    }
+
+    /// Registers that no VMCS holds.
+    fn load_registers(&mut self) {
+        let state = &*self.state;
+        let host = self.vm.host();
+        let cpu = self.vmcs.processor().cpu(host);
+        cpu.set_general_registers(&state.regs);
+        let system = cpu.system_registers_mut();
+        system.cr2 = state.cr2;
+        system.cr8 = state.cr8;
+        system.breakpoints = state.debug.effective_db;
+        system.dr6 = state.dr6;
+        system.xcr0 = state.xcr0;
+        let msr = |index: u32| state.msrs.get(&index).copied().unwrap_or(0);
+        let msrs = cpu.msrs_mut();
+        msrs.star = msr(0xc000_0081);
+        msrs.lstar = msr(0xc000_0082);
+        msrs.cstar = msr(0xc000_0083);
+        msrs.fmask = msr(0xc000_0084);
+        msrs.kernel_gs_base = msr(0xc000_0102);
+        msrs.tsc_aux = msr(0xc000_0103);
+    }
+
+    /// Enters the guest and runs it in slices until it exits.
+    fn run_guest(&mut self, signals: &Blocked) -> Left {
+        let launched = self.caches.launched;
+        let instruction =
+            if launched { EntryInstruction::Vmresume } else { EntryInstruction::Vmlaunch };
+        let vm = self.vm;
+        let generation = vm.memory().generation();
+        let guard = vm.memory().enter();
+        if vm.memory().generation() != generation
+            || self.caches.ept.map(|held| held.1) != Some(generation)
+        {
+            // A slot has changed since the EPT pointer was loaded: this entry is not made.
+            drop(guard);
+            self.load_memory();
+            return self.run_guest(signals);
+        }
+        let host = vm.host();
+        let cpu = self.vmcs.processor().cpu(host);
+        self.core.set_kicker(Some(cpu.kicker()));
+        let entered = cpu.vm_entry(instruction);
+        let left = match entered {
+            Ok(EntryOutcome::Entered(_)) => None,
+            Ok(EntryOutcome::Fail(outcome)) => Some(Left::FailedInstruction(error(outcome))),
+            Ok(EntryOutcome::Failed(failed)) => Some(Left::FailedEntry(failed.reason)),
+            Ok(EntryOutcome::Aborted(_)) | Err(_) => Some(Left::FailedInstruction(0)),
+        };
+        drop(guard);
+        let left = left.unwrap_or_else(|| {
+            self.caches.launched = true;
+            self.run_slices(signals)
+        });
+        self.core.set_kicker(None);
+        left
+    }
+
+    /// Runs the processor, which is in the guest, until it has left it.
+    fn run_slices(&mut self, signals: &Blocked) -> Left {
+        let (vm, budget) = (self.vm, &mut self.caches.budget);
+        let cpu = self.vmcs.processor().cpu(vm.host());
+        loop {
+            let guard = vm.memory().enter();
+            let started = Instant::now();
+            let stop = cpu.run(*budget);
+            let elapsed = started.elapsed();
+            drop(guard);
+            match stop {
+                Stop::VmExit => return Left::Exit,
+                Stop::Budget => {
+                    *budget = next_budget(*budget, elapsed);
+                    if signals.is_pending() {
+                        cpu.set_interrupt_line(Some(RESCHEDULE_VECTOR));
+                    }
+                }
+                Stop::Kick => cpu.set_interrupt_line(Some(RESCHEDULE_VECTOR)),
+                Stop::Unimplemented(which) => {
+                    force_exit(cpu);
+                    return Left::Unimplemented(which);
+                }
+                Stop::HostFault(_) => {
+                    force_exit(cpu);
+                    return Left::HostFault;
+                }
+                Stop::Halt | Stop::Shutdown | Stop::Suspended | Stop::VmxAbort(_) => {
+                    force_exit(cpu);
+                    return Left::Exit;
+                }
+            }
+        }
+    }
+
+    /// Takes from the VMCS and the processor what changes while the guest runs.
+    fn save_guest_state(&mut self) {
+        let vm = self.vm;
+        let cpu = self.vmcs.processor().cpu(vm.host());
+        cpu.set_interrupt_line(None);
+        self.state.regs = cpu.general_registers();
+        let system = cpu.system_registers();
+        self.state.cr2 = system.cr2;
+        self.state.dr6 = system.dr6;
+        let msrs = cpu.msrs();
+        let (kernel_gs_base, star) = (msrs.kernel_gs_base, msrs.star);
+        self.keep_msr(0xc000_0102, kernel_gs_base);
+        self.keep_msr(0xc000_0081, star);
+        self.state.regs[RSP] = self.vmcs.read(Field::GUEST_RSP);
+        self.state.rip = self.vmcs.read(Field::GUEST_RIP);
+        self.state.cr3 = self.vmcs.read(Field::GUEST_CR3);
+        self.save_owned_control_bits();
+        if self.is_pae_paging() {
+            self.state.pdptrs = PDPTES.map(|field| self.vmcs.read(field));
+        }
+    }
+
+    fn keep_msr(&mut self, index: u32, value: u64) {
+        if value != 0 || self.state.msrs.contains_key(&index) {
+            self.state.msrs.insert(index, value);
+        }
+    }
+
+    /// The bits of CR0 and CR4 that the guest changes without an exit.
+    fn save_owned_control_bits(&mut self) {
+        let owned = !self.vmcs.read(Field::CR0_GUEST_HOST_MASK);
+        let cr0 = self.vmcs.read(Field::GUEST_CR0);
+        self.state.cr0 = self.state.cr0 & !owned | cr0 & owned;
+        let owned = !self.vmcs.read(Field::CR4_GUEST_HOST_MASK);
+        let cr4 = self.vmcs.read(Field::GUEST_CR4);
+        self.state.cr4 = self.state.cr4 & !owned | cr4 & owned;
+    }
+
+    /// `vmx_recover_nmi_blocking()` and `vmx_complete_interrupts()`: an event whose delivery was
+    /// interrupted is injected again.
+    fn complete_interrupts(&mut self) {
+        self.state.nmi.injected = false;
+        self.state.exception.injected = false;
+        self.state.interrupt.injected = false;
+        let info = InterruptionInfo(self.vmcs.read(Field::IDT_VECTORING_INFORMATION) as u32);
+        let exit = self.vmcs.read(Field::EXIT_REASON) as u32;
+        if !info.is_valid() {
+            self.recover_nmi_blocking(exit);
+            return;
+        }
+        let number = info.vector();
+        self.state.event_instruction_length = self.vmcs.read(Field::VM_EXIT_INSTRUCTION_LENGTH);
+        match info.kind() {
+            Some(EventType::Nmi) => {
+                self.state.nmi.injected = true;
+                self.set_nmi_masked(false);
+            }
+            Some(EventType::HardwareException | EventType::SoftwareException) => {
+                let code = self.vmcs.read(Field::IDT_VECTORING_ERROR_CODE) as u32;
+                self.state.exception = QueuedException {
+                    injected: true,
+                    vector: number,
+                    error_code: info.has_error_code().then_some(code),
+                    ..QueuedException::default()
+                };
+            }
+            Some(EventType::SoftwareInterrupt) => {
+                self.state.interrupt = QueuedInterrupt { injected: true, soft: true, nr: number };
+            }
+            Some(EventType::ExternalInterrupt) => {
+                self.state.interrupt = QueuedInterrupt { injected: true, soft: false, nr: number };
+            }
+            _ => {}
+        }
+    }
+
+    /// An IRET that faulted has unblocked NMIs: they are blocked again.
+    fn recover_nmi_blocking(&mut self, exit: u32) {
+        let info = self.vmcs.read(Field::VM_EXIT_INTERRUPTION_INFORMATION) as u32;
+        let by_exception = exit == 0 && info & InterruptionInfo::NMI_UNBLOCKING != 0;
+        if by_exception && info as u8 != vector::DF {
+            self.set_nmi_masked(true);
+        }
+    }
+
+    /// KVM_EXIT_FAIL_ENTRY.
+    fn fail_entry(&mut self, reason: u64) -> Next {
+        self.set_exit_reason(KVM_EXIT_FAIL_ENTRY);
+        self.run.write(crate::run_page::offset::EXIT, reason);
+        self.run.write(crate::run_page::offset::EXIT + 8, 0_u32);
+        Next::Return
+    }
+}
+
+/// The PDPTE fields.
+const PDPTES: [Field; 4] =
+    [Field::GUEST_PDPTE0, Field::GUEST_PDPTE1, Field::GUEST_PDPTE2, Field::GUEST_PDPTE3];
+
+const fn event_type(kind: EventType) -> u32 {
+    (kind as u32) << 8
+}
+
+/// Whether an exception is of the fault class and no #DB (`exception_type()`).
+const fn is_fault(number: u8) -> bool {
+    !matches!(number, vector::DB | vector::BP | vector::OF | vector::DF | vector::MC | vector::NMI)
+}
+
+fn error(outcome: VmxOutcome) -> u64 {
+    match outcome {
+        VmxOutcome::FailValid(number) => u64::from(number),
+        _ => 0,
+    }
+}
+
+/// Makes the guest exit by an interrupt of the host, at this instruction boundary.
+fn force_exit(cpu: &mut x86_interp::Cpu) {
+    cpu.set_interrupt_line(Some(RESCHEDULE_VECTOR));
+    for _ in 0..4 {
+        if !cpu.is_non_root() || cpu.run(1) == Stop::VmExit {
+            break;
+        }
+    }
+}
+
+/// Returns the budget that takes about a slice.
+fn next_budget(budget: u64, elapsed: Duration) -> u64 {
+    let nanos = elapsed.as_nanos().max(1);
+    let wanted = u128::from(budget) * SLICE.as_nanos() / nanos;
+    (wanted.clamp(1_000, 2_000_000)) as u64
+}

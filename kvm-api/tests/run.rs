@@ -1,0 +1,110 @@
+//! KVM_RUN: small guests in real mode and what they exit with.
+#![allow(unsafe_code, reason = "guest memory and the run page are shared memory")]
+
+mod common;
+
+use common::Guest;
+use kvm_bindings::*;
+
+#[test]
+fn hlt_leaves_rip_behind_it_and_runs_on() {
+    let guest = Guest::new(&[0xf4, 0xf4]);
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+    assert_eq!(guest.regs().rip, 0x1001);
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+    assert_eq!(guest.regs().rip, 0x1002);
+}
+
+#[test]
+fn an_out_is_stepped_over_by_the_next_run() {
+    // mov al, 0x5a; out 0x10, al; hlt
+    let guest = Guest::new(&[0xb0, 0x5a, 0xe6, 0x10, 0xf4]);
+    assert_eq!(guest.run(), KVM_EXIT_IO);
+    assert_eq!(guest.io(), (1, 1, 0x10, 1));
+    assert_eq!(guest.page::<u8>(4096), 0x5a);
+    assert_eq!(guest.regs().rip, 0x1002);
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+    assert_eq!(guest.regs().rip, 0x1005);
+}
+
+#[test]
+fn an_in_takes_the_value_from_the_page() {
+    // in ax, dx; hlt
+    let guest = Guest::new(&[0xed, 0xf4]);
+    assert_eq!(guest.run(), KVM_EXIT_IO);
+    assert_eq!(guest.io().0, 0);
+    guest.set_page(4096, 0xbeef_u16);
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+    assert_eq!(guest.regs().rax, 0xbeef);
+}
+
+#[test]
+fn memory_without_a_slot_is_mmio() {
+    // mov ax, 0x9000; mov ds, ax; mov byte [0x10], 0xab; mov al, [0x20]; hlt
+    let code = [0xb8, 0, 0x90, 0x8e, 0xd8, 0xc6, 0x06, 0x10, 0, 0xab, 0xa0, 0x20, 0, 0xf4];
+    let guest = Guest::new(&code);
+    assert_eq!(guest.run(), KVM_EXIT_MMIO);
+    assert_eq!(guest.mmio(), (0x90010, 1, 1, 0xab));
+    assert_eq!(guest.regs().rip, 0x100a);
+    assert_eq!(guest.run(), KVM_EXIT_MMIO);
+    let (address, len, is_write, _) = guest.mmio();
+    assert_eq!((address, len, is_write), (0x90020, 1, 0));
+    assert_eq!(guest.regs().rip, 0x100a);
+    guest.set_page(40, 0x99_u64);
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+    assert_eq!(guest.regs().rax, 0x9099);
+}
+
+#[test]
+fn a_read_modify_write_of_mmio_exits_twice() {
+    // mov ax, 0x9000; mov ds, ax; inc byte [0x10]; hlt
+    let guest = Guest::new(&[0xb8, 0, 0x90, 0x8e, 0xd8, 0xfe, 0x06, 0x10, 0, 0xf4]);
+    assert_eq!(guest.run(), KVM_EXIT_MMIO);
+    guest.set_page(40, 0x0f_u64);
+    assert_eq!(guest.run(), KVM_EXIT_MMIO);
+    assert_eq!(guest.mmio(), (0x90010, 1, 1, 0x10));
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+}
+
+#[test]
+fn an_injected_interrupt_runs_its_handler() {
+    // sti; nop; hlt; at 0x2000: mov al, 0x77; hlt
+    let guest = Guest::new(&[0xfb, 0x90, 0xf4]);
+    guest.write(0x2000, &[0xb0, 0x77, 0xf4]);
+    guest.write(0x20 * 4, &[0x00, 0x20, 0x00, 0x00]);
+    let mut regs = guest.regs();
+    regs.rflags = 0x202;
+    guest.vcpu.set_regs(&regs).expect("any registers");
+    guest.vcpu.interrupt(0x20).expect("a vector");
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+    assert_eq!((guest.regs().rip, guest.regs().rax), (0x2003, 0x77));
+}
+
+#[test]
+fn an_exception_goes_through_the_vector_table() {
+    // ud2; at 0x2000: mov al, 0x55; hlt
+    let guest = Guest::new(&[0x0f, 0x0b]);
+    guest.write(0x2000, &[0xb0, 0x55, 0xf4]);
+    guest.write(6 * 4, &[0x00, 0x20, 0x00, 0x00]);
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+    assert_eq!(guest.regs().rax, 0x55);
+}
+
+#[test]
+fn an_endless_loop_ends_with_a_signal() {
+    let guest = Guest::new(&[0xeb, 0xfe]);
+    // SAFETY: the handler does nothing; the timer is this thread's.
+    let result = unsafe { common::run_with_alarm(&guest, 20) };
+    assert_eq!(result, Err(kvm_api::Errno::EINTR));
+    assert_eq!(guest.page::<u32>(8), KVM_EXIT_INTR);
+    assert_eq!(guest.regs().rip, 0x1000);
+}
+
+#[test]
+fn the_dirty_log_shows_what_was_written() {
+    // mov byte [0x5000], 1; hlt
+    let guest = Guest::with_flags(&[0xc6, 0x06, 0, 0x50, 1, 0xf4], KVM_MEM_LOG_DIRTY_PAGES);
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+    assert_eq!(guest.vm.get_dirty_log(0).expect("it logs"), [1 << 5, 0]);
+    assert_eq!(guest.vm.get_dirty_log(0).expect("it logs"), [0, 0]);
+}
