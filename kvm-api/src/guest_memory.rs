@@ -197,7 +197,9 @@ impl GuestMemory {
     pub(crate) fn write_logged(&self, gpa: Gpa, bytes: &[u8]) -> bool {
         let slots = self.slots();
         let gfn = gpa.0 >> 12;
-        let slot = slots.find(gfn).filter(|slot| slot.dirty.is_some() && !slot.is_read_only());
+        let slot = slots
+            .find(gfn)
+            .filter(|slot| slot.dirty.is_some() && !slot.is_read_only());
         let Some(slot) = slot else { return false };
         mark_dirty(slot, gfn);
         let at = UserPtr(slot.page_address(gfn)).offset(gpa.page_offset());

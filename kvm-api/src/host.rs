@@ -322,8 +322,15 @@ impl HostCpu {
         host.memory
             .write_bytes(vmxon_region, &revision.to_le_bytes());
         let vmx = LogicalProcessor::new(id, host.profile.clone(), host.registry.clone());
-        let processor = HostProcessor { vmx: Some(Box::new(vmx)), cpu: None };
-        Ok(Self { id, vmxon_region, processor: Mutex::new(processor) })
+        let processor = HostProcessor {
+            vmx: Some(Box::new(vmx)),
+            cpu: None,
+        };
+        Ok(Self {
+            id,
+            vmxon_region,
+            processor: Mutex::new(processor),
+        })
     }
 
     /// Returns the number of the processor.

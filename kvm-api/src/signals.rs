@@ -27,7 +27,10 @@ impl Blocked {
     /// Blocks all signals; `mask` is in effect instead of the thread's own.
     pub(crate) fn new(mask: Option<Mask>) -> Self {
         let before = exchange(u64::MAX);
-        Self { before, effective: mask.unwrap_or(before) }
+        Self {
+            before,
+            effective: mask.unwrap_or(before),
+        }
     }
 
     /// Whether a signal is pending that would be delivered or would end the process.

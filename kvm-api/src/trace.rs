@@ -58,7 +58,10 @@ impl Observer for Recorder {
 pub fn create_vcpu(kvm: &Arc<Kvm>) -> Result<Vec<VmxOperation>> {
     let cpu = kvm.host().this_cpu()?;
     let recorder = Recorder::default();
-    let before = cpu.lock().vmx().set_observer(Some(Box::new(recorder.clone())));
+    let before = cpu
+        .lock()
+        .vmx()
+        .set_observer(Some(Box::new(recorder.clone())));
     let mut operations = Vec::new();
     let made = (|| {
         let vm = kvm.create_vm(0)?;

@@ -1,5 +1,8 @@
 //! KVM_RUN: small guests in real mode and what they exit with.
-#![allow(unsafe_code, reason = "guest memory and the run page are shared memory")]
+#![allow(
+    unsafe_code,
+    reason = "guest memory and the run page are shared memory"
+)]
 
 mod common;
 
@@ -41,7 +44,9 @@ fn an_in_takes_the_value_from_the_page() {
 #[test]
 fn memory_without_a_slot_is_mmio() {
     // mov ax, 0x9000; mov ds, ax; mov byte [0x10], 0xab; mov al, [0x20]; hlt
-    let code = [0xb8, 0, 0x90, 0x8e, 0xd8, 0xc6, 0x06, 0x10, 0, 0xab, 0xa0, 0x20, 0, 0xf4];
+    let code = [
+        0xb8, 0, 0x90, 0x8e, 0xd8, 0xc6, 0x06, 0x10, 0, 0xab, 0xa0, 0x20, 0, 0xf4,
+    ];
     let guest = Guest::new(&code);
     assert_eq!(guest.run(), KVM_EXIT_MMIO);
     assert_eq!(guest.mmio(), (0x90010, 1, 1, 0xab));

@@ -24,8 +24,8 @@ pub mod fpu;
 pub mod insn;
 pub mod mem;
 pub mod mode;
-pub mod native;
 pub mod msr;
+pub mod native;
 #[cfg(test)]
 mod protection;
 pub mod registers;

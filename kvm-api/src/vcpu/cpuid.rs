@@ -117,7 +117,11 @@ fn out_of_range(
         _ => Some(basic),
     };
     let inside = range.is_some_and(|class| function <= class.eax);
-    if is_amd || inside { None } else { find(table, basic.eax, index) }
+    if is_amd || inside {
+        None
+    } else {
+        find(table, basic.eax, index)
+    }
 }
 
 const AUTHENTIC_AMD: [u32; 3] = [0x6874_7541, 0x6974_6e65, 0x444d_4163];

@@ -59,18 +59,33 @@ struct EmulatorBus {
 }
 
 impl EmulatorBus {
-    fn read(&self, space: IoSpace, address: u64, size: usize) -> core::result::Result<u64, Suspend> {
+    fn read(
+        &self,
+        space: IoSpace,
+        address: u64,
+        size: usize,
+    ) -> core::result::Result<u64, Suspend> {
         let mut io = lock(&self.io);
         if let Some(value) = io.replies.get(io.used).copied() {
             io.used += 1;
             return Ok(value & (u64::MAX >> (64 - 8 * size.clamp(1, 8))));
         }
-        io.request = Some(IoAccess { space, address, size: size as u8, data: 0 });
+        io.request = Some(IoAccess {
+            space,
+            address,
+            size: size as u8,
+            data: 0,
+        });
         Err(Suspend)
     }
 
     fn write(&self, space: IoSpace, address: u64, size: usize, data: u64) {
-        let access = IoAccess { space, address, size: size as u8, data };
+        let access = IoAccess {
+            space,
+            address,
+            size: size as u8,
+            data,
+        };
         lock(&self.io).writes.push(access);
     }
 }
@@ -80,19 +95,33 @@ impl Bus for EmulatorBus {
         self.read(IoSpace::Memory, at.0, size)
     }
 
-    fn memory_write(&mut self, at: Hpa, size: usize, value: u64) -> core::result::Result<(), Suspend> {
+    fn memory_write(
+        &mut self,
+        at: Hpa,
+        size: usize,
+        value: u64,
+    ) -> core::result::Result<(), Suspend> {
         // A slot that logs is read-only on this map, so that its writes are seen here.
-        if !self.memory.write_logged(Gpa(at.0), &value.to_le_bytes()[..size.min(8)]) {
+        if !self
+            .memory
+            .write_logged(Gpa(at.0), &value.to_le_bytes()[..size.min(8)])
+        {
             self.write(IoSpace::Memory, at.0, size, value);
         }
         Ok(())
     }
 
     fn port_read(&mut self, port: u16, size: usize) -> core::result::Result<u32, Suspend> {
-        self.read(IoSpace::Port, u64::from(port), size).map(|value| value as u32)
+        self.read(IoSpace::Port, u64::from(port), size)
+            .map(|value| value as u32)
     }
 
-    fn port_write(&mut self, port: u16, size: usize, value: u32) -> core::result::Result<(), Suspend> {
+    fn port_write(
+        &mut self,
+        port: u16,
+        size: usize,
+        value: u32,
+    ) -> core::result::Result<(), Suspend> {
         self.write(IoSpace::Port, u64::from(port), size, u64::from(value));
         Ok(())
     }
@@ -103,9 +132,15 @@ impl Emulator {
         let io = Arc::<Mutex<EmulatorIo>>::default();
         let memory = vm.memory_handle();
         let physical = memory.physical().clone();
-        let bus = EmulatorBus { io: io.clone(), memory };
+        let bus = EmulatorBus {
+            io: io.clone(),
+            memory,
+        };
         let clock = Box::new(vm.host().clock());
-        Self { cpu: Box::new(Cpu::new(physical, Box::new(bus), clock)), io }
+        Self {
+            cpu: Box::new(Cpu::new(physical, Box::new(bus), clock)),
+            io,
+        }
     }
 }
 
@@ -197,7 +232,8 @@ impl Loaded<'_> {
         for index in 0..count as usize {
             let mut bytes = [0; 8];
             let size = usize::from(access.size);
-            self.run.read_bytes(offset::PIO_DATA + index * size, &mut bytes[..size]);
+            self.run
+                .read_bytes(offset::PIO_DATA + index * size, &mut bytes[..size]);
             self.state.emulation = Emulation {
                 replies: vec![u64::from_le_bytes(bytes)],
                 writes: Vec::new(),
@@ -229,10 +265,16 @@ impl Loaded<'_> {
 
     /// Lets the emulator execute the instruction at RIP; of a repeated one, one iteration.
     fn emulate_once(&mut self, repeat: Option<&Repeat>) -> Emulated {
-        let mut emulator =
-            self.caches.emulator.take().unwrap_or_else(|| Box::new(Emulator::new(self.vm)));
+        let mut emulator = self
+            .caches
+            .emulator
+            .take()
+            .unwrap_or_else(|| Box::new(Emulator::new(self.vm)));
         let replies = core::mem::take(&mut self.state.emulation.replies);
-        *lock(&emulator.io) = EmulatorIo { replies, ..EmulatorIo::default() };
+        *lock(&emulator.io) = EmulatorIo {
+            replies,
+            ..EmulatorIo::default()
+        };
         let before = self.state.regs;
         let rip = self.state.rip;
         self.give_to(&mut emulator.cpu, repeat);
@@ -386,11 +428,17 @@ impl Loaded<'_> {
         let mut done = 0;
         while done < bytes.len() {
             let at = linear.wrapping_add(done as u64);
-            let Some(gpa) = self.guest_physical(at) else { break };
-            let Some(slot) = slots.find(gpa >> 12) else { break };
+            let Some(gpa) = self.guest_physical(at) else {
+                break;
+            };
+            let Some(slot) = slots.find(gpa >> 12) else {
+                break;
+            };
             let part = (4096 - (gpa & 0xfff) as usize).min(bytes.len() - done);
             let from = UserPtr(slot.page_address(gpa >> 12)).offset(gpa & 0xfff);
-            let Ok(read) = from.read_array::<u8>(part) else { break };
+            let Ok(read) = from.read_array::<u8>(part) else {
+                break;
+            };
             bytes[done..done + part].copy_from_slice(&read);
             done += part;
         }
@@ -402,11 +450,16 @@ impl Loaded<'_> {
         let slots = self.vm.memslots();
         bytes.iter().enumerate().all(|(index, byte)| {
             let at = linear.wrapping_add(index as u64);
-            let Some(gpa) = self.guest_physical(at) else { return false };
+            let Some(gpa) = self.guest_physical(at) else {
+                return false;
+            };
             let slot = slots.find(gpa >> 12).filter(|slot| !slot.is_read_only());
             let Some(slot) = slot else { return false };
             self.vm.memory().mark_dirty(Gpa(gpa));
-            UserPtr(slot.page_address(gpa >> 12)).offset(gpa & 0xfff).write(byte).is_ok()
+            UserPtr(slot.page_address(gpa >> 12))
+                .offset(gpa & 0xfff)
+                .write(byte)
+                .is_ok()
         })
     }
 }
@@ -460,7 +513,10 @@ impl Repeat {
             (64, true) | (32, false) | (16, true) => 32,
             _ => 16,
         };
-        Self { mask: u64::MAX >> (64 - bits), while_zero }
+        Self {
+            mask: u64::MAX >> (64 - bits),
+            while_zero,
+        }
     }
 
     const fn count(&self, regs: &[u64; 16]) -> u64 {
@@ -469,7 +525,11 @@ impl Repeat {
 
     /// Returns RCX with another count; a 32-bit count clears the upper half.
     const fn with_count(&self, rcx: u64, count: u64) -> u64 {
-        let kept = if self.mask == 0xffff { rcx & !0xffff } else { 0 };
+        let kept = if self.mask == 0xffff {
+            rcx & !0xffff
+        } else {
+            0
+        };
         kept | count & self.mask
     }
 

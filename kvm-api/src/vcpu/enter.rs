@@ -120,13 +120,24 @@ impl Loaded<'_> {
 
     /// `vmx_inject_exception()`.
     fn inject_exception(&mut self) {
-        let QueuedException { vector: number, error_code, .. } = self.state.exception;
+        let QueuedException {
+            vector: number,
+            error_code,
+            ..
+        } = self.state.exception;
         let soft = matches!(number, vector::BP | vector::OF);
-        let kind = if soft { EventType::SoftwareException } else { EventType::HardwareException };
+        let kind = if soft {
+            EventType::SoftwareException
+        } else {
+            EventType::HardwareException
+        };
         let mut info = InterruptionInfo::VALID | event_type(kind) | u32::from(number);
         let protected = self.state.cr0 & Cr0::PE.bits() != 0;
         if let Some(code) = error_code.filter(|_| protected) {
-            self.vmcs.write(Field::VM_ENTRY_EXCEPTION_ERROR_CODE, u64::from(code & 0xffff));
+            self.vmcs.write(
+                Field::VM_ENTRY_EXCEPTION_ERROR_CODE,
+                u64::from(code & 0xffff),
+            );
             info |= InterruptionInfo::ERROR_CODE;
         }
         if soft {
@@ -139,7 +150,11 @@ impl Loaded<'_> {
     /// `vmx_inject_irq()`.
     fn inject_interrupt(&mut self) {
         let QueuedInterrupt { soft, nr, .. } = self.state.interrupt;
-        let kind = if soft { EventType::SoftwareInterrupt } else { EventType::ExternalInterrupt };
+        let kind = if soft {
+            EventType::SoftwareInterrupt
+        } else {
+            EventType::ExternalInterrupt
+        };
         if soft {
             let length = self.state.event_instruction_length;
             self.vmcs.write(Field::VM_ENTRY_INSTRUCTION_LENGTH, length);
@@ -148,7 +163,8 @@ impl Loaded<'_> {
     }
 
     fn inject(&mut self, info: u32) {
-        self.vmcs.write(Field::VM_ENTRY_INTERRUPTION_INFORMATION, u64::from(info));
+        self.vmcs
+            .write(Field::VM_ENTRY_INTERRUPTION_INFORMATION, u64::from(info));
     }
 
     fn cancel_injection(&mut self) {
@@ -164,9 +180,16 @@ impl Loaded<'_> {
         let mut controls = self.state.controls.proc;
         let mut set = |control: ProcControls, wanted: bool| {
             let bit = u64::from(control.bits());
-            controls = if wanted { controls | bit } else { controls & !bit };
+            controls = if wanted {
+                controls | bit
+            } else {
+                controls & !bit
+            };
         };
-        set(ProcControls::NMI_WINDOW_EXITING, self.state.nmi.pending != 0);
+        set(
+            ProcControls::NMI_WINDOW_EXITING,
+            self.state.nmi.pending != 0,
+        );
         let window = self.wants_interrupt_window() && !self.is_ready_for_interrupt_injection();
         set(ProcControls::INTERRUPT_WINDOW_EXITING, window);
         self.write_proc_controls(controls);
@@ -182,7 +205,8 @@ impl Loaded<'_> {
         }
         if !self.state.has_run {
             self.vmcs.write(Field::PLE_WINDOW, 4096);
-            self.vmcs.write(Field::VMX_PREEMPTION_TIMER_VALUE, 0xffff_ffff);
+            self.vmcs
+                .write(Field::VMX_PREEMPTION_TIMER_VALUE, 0xffff_ffff);
             self.state.has_run = true;
         }
         self.load_registers();
@@ -230,8 +254,11 @@ impl Loaded<'_> {
     /// Enters the guest and runs it in slices until it exits.
     fn run_guest(&mut self, signals: &Blocked) -> Left {
         let launched = self.caches.launched;
-        let instruction =
-            if launched { EntryInstruction::Vmresume } else { EntryInstruction::Vmlaunch };
+        let instruction = if launched {
+            EntryInstruction::Vmresume
+        } else {
+            EntryInstruction::Vmlaunch
+        };
         let vm = self.vm;
         let generation = vm.memory().generation();
         let guard = vm.memory().enter();
@@ -364,10 +391,18 @@ impl Loaded<'_> {
                 };
             }
             Some(EventType::SoftwareInterrupt) => {
-                self.state.interrupt = QueuedInterrupt { injected: true, soft: true, nr: number };
+                self.state.interrupt = QueuedInterrupt {
+                    injected: true,
+                    soft: true,
+                    nr: number,
+                };
             }
             Some(EventType::ExternalInterrupt) => {
-                self.state.interrupt = QueuedInterrupt { injected: true, soft: false, nr: number };
+                self.state.interrupt = QueuedInterrupt {
+                    injected: true,
+                    soft: false,
+                    nr: number,
+                };
             }
             _ => {}
         }
@@ -392,8 +427,12 @@ impl Loaded<'_> {
 }
 
 /// The PDPTE fields.
-const PDPTES: [Field; 4] =
-    [Field::GUEST_PDPTE0, Field::GUEST_PDPTE1, Field::GUEST_PDPTE2, Field::GUEST_PDPTE3];
+const PDPTES: [Field; 4] = [
+    Field::GUEST_PDPTE0,
+    Field::GUEST_PDPTE1,
+    Field::GUEST_PDPTE2,
+    Field::GUEST_PDPTE3,
+];
 
 const fn event_type(kind: EventType) -> u32 {
     (kind as u32) << 8
@@ -401,7 +440,10 @@ const fn event_type(kind: EventType) -> u32 {
 
 /// Whether an exception is of the fault class and no #DB (`exception_type()`).
 const fn is_fault(number: u8) -> bool {
-    !matches!(number, vector::DB | vector::BP | vector::OF | vector::DF | vector::MC | vector::NMI)
+    !matches!(
+        number,
+        vector::DB | vector::BP | vector::OF | vector::DF | vector::MC | vector::NMI
+    )
 }
 
 fn error(outcome: VmxOutcome) -> u64 {

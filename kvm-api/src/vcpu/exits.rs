@@ -18,7 +18,9 @@ type Handler = fn(&mut Loaded<'_>) -> Result<Next>;
 /// The handlers. A reason that is not here should not occur: KVM_EXIT_INTERNAL_ERROR.
 const HANDLERS: &[(ExitReason, Handler)] = &[
     (ExitReason::IO_INSTRUCTION, |vcpu| vcpu.handle_io()),
-    (ExitReason::EPT_VIOLATION, |vcpu| vcpu.handle_ept_violation()),
+    (ExitReason::EPT_VIOLATION, |vcpu| {
+        vcpu.handle_ept_violation()
+    }),
     (ExitReason::EPT_MISCONFIGURATION, |vcpu| vcpu.emulate()),
     (ExitReason::EXTERNAL_INTERRUPT, |_| Ok(Next::Resume)),
     (ExitReason::CPUID, |vcpu| Ok(vcpu.handle_cpuid())),
@@ -27,12 +29,18 @@ const HANDLERS: &[(ExitReason, Handler)] = &[
     (ExitReason::WRMSR, |vcpu| Ok(vcpu.handle_wrmsr())),
     (ExitReason::CR_ACCESS, |vcpu| vcpu.handle_cr()),
     (ExitReason::DR_ACCESS, |vcpu| Ok(vcpu.handle_dr())),
-    (ExitReason::EXCEPTION_OR_NMI, |vcpu| Ok(vcpu.handle_exception())),
-    (ExitReason::TRIPLE_FAULT, |vcpu| Ok(vcpu.return_reason(KVM_EXIT_SHUTDOWN))),
+    (ExitReason::EXCEPTION_OR_NMI, |vcpu| {
+        Ok(vcpu.handle_exception())
+    }),
+    (ExitReason::TRIPLE_FAULT, |vcpu| {
+        Ok(vcpu.return_reason(KVM_EXIT_SHUTDOWN))
+    }),
     (ExitReason::INTERRUPT_WINDOW, |vcpu| {
         Ok(vcpu.close_window(ProcControls::INTERRUPT_WINDOW_EXITING))
     }),
-    (ExitReason::NMI_WINDOW, |vcpu| Ok(vcpu.close_window(ProcControls::NMI_WINDOW_EXITING))),
+    (ExitReason::NMI_WINDOW, |vcpu| {
+        Ok(vcpu.close_window(ProcControls::NMI_WINDOW_EXITING))
+    }),
     (ExitReason::TASK_SWITCH, |vcpu| vcpu.emulate()),
     (ExitReason::INVD, |vcpu| Ok(vcpu.skip_instruction())),
     (ExitReason::WBINVD, |vcpu| Ok(vcpu.skip_instruction())),
@@ -45,7 +53,8 @@ const HANDLERS: &[(ExitReason, Handler)] = &[
     (ExitReason::RDRAND, |vcpu| Ok(vcpu.inject_ud())),
     (ExitReason::RDSEED, |vcpu| Ok(vcpu.inject_ud())),
     (ExitReason::PREEMPTION_TIMER, |vcpu| {
-        vcpu.vmcs.write(Field::VMX_PREEMPTION_TIMER_VALUE, 0xffff_ffff);
+        vcpu.vmcs
+            .write(Field::VMX_PREEMPTION_TIMER_VALUE, 0xffff_ffff);
         Ok(Next::Resume)
     }),
     (ExitReason::MONITOR_TRAP_FLAG, |_| Ok(Next::Resume)),
@@ -136,9 +145,11 @@ impl Loaded<'_> {
             let mut instruction = [0; 16];
             instruction[0] = bytes.len() as u8;
             instruction[1..=bytes.len()].copy_from_slice(bytes);
-            data.extend(instruction.chunks_exact(8).map(|word| {
-                u64::from_le_bytes(word.try_into().expect("eight bytes"))
-            }));
+            data.extend(
+                instruction
+                    .chunks_exact(8)
+                    .map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes"))),
+            );
         }
         data.extend(info);
         self.internal_error(KVM_INTERNAL_ERROR_EMULATION, &data)
@@ -150,7 +161,11 @@ impl Loaded<'_> {
         let trap = self.vmcs.read(Field::GUEST_RFLAGS) & (1 << 8) != 0;
         self.advance_rip(length);
         self.set_interrupt_shadow(0);
-        if trap { self.single_step_trap() } else { Next::Resume }
+        if trap {
+            self.single_step_trap()
+        } else {
+            Next::Resume
+        }
     }
 
     /// Moves RIP on, within the width of the code.
@@ -160,7 +175,11 @@ impl Loaded<'_> {
         let is_64_bit = self.is_long_mode() && access & (1 << 13) != 0;
         // Beyond 4 GiB the width counts only if the old RIP was below (`vmx_skip...()`).
         let crosses = (rip ^ self.state.rip) >> 31 == 3;
-        self.state.rip = if crosses && !is_64_bit { rip & 0xffff_ffff } else { rip };
+        self.state.rip = if crosses && !is_64_bit {
+            rip & 0xffff_ffff
+        } else {
+            rip
+        };
     }
 
     /// `kvm_vcpu_do_singlestep()`.
@@ -280,8 +299,8 @@ impl Loaded<'_> {
         const KVM_ENOSYS: i64 = -1000;
         const MAP_GPA_RANGE: u64 = 12;
         let [rax, rcx, rdx, rbx, _, _, rsi, ..] = self.state.regs;
-        let is_64_bit = self.is_long_mode()
-            && self.vmcs.read(Field::GUEST_CS_ACCESS_RIGHTS) & (1 << 13) != 0;
+        let is_64_bit =
+            self.is_long_mode() && self.vmcs.read(Field::GUEST_CS_ACCESS_RIGHTS) & (1 << 13) != 0;
         let width = if is_64_bit { u64::MAX } else { 0xffff_ffff };
         let ring = self.vmcs.read(Field::GUEST_SS_ACCESS_RIGHTS) >> 5 & 3;
         let nr = rax & width;
@@ -305,7 +324,11 @@ impl Loaded<'_> {
     pub(crate) fn complete_hypercall(&mut self) -> Next {
         let result: u64 = self.run.read(offset::EXIT + 56);
         let is_64_bit = self.run.read::<u64>(offset::EXIT + 64) & 1 != 0;
-        self.state.regs[0] = if is_64_bit { result } else { result & 0xffff_ffff };
+        self.state.regs[0] = if is_64_bit {
+            result
+        } else {
+            result & 0xffff_ffff
+        };
         self.skip_instruction()
     }
 
@@ -315,8 +338,11 @@ impl Loaded<'_> {
         const FETCH: u64 = 1 << 2;
         let qualification = self.qualification();
         let gpa = Gpa(self.vmcs.read(Field::GUEST_PHYSICAL_ADDRESS));
-        let access =
-            if qualification & WRITE != 0 { GuestAccess::Write } else { GuestAccess::Read };
+        let access = if qualification & WRITE != 0 {
+            GuestAccess::Write
+        } else {
+            GuestAccess::Read
+        };
         match self.vm.memory().resolve(gpa, access)? {
             Resolved::Mapped => Ok(Next::Resume),
             Resolved::Mmio if qualification & FETCH != 0 => Ok(self.emulation_failure(&[])),

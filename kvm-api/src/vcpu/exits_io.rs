@@ -42,7 +42,12 @@ impl Loaded<'_> {
             self.run.write(offset::PIO_DATA, data as u32);
             self.leave_port_out(port, linear_rip);
         }
-        let access = IoAccess { space: IoSpace::Port, address: u64::from(port), size, data: 0 };
+        let access = IoAccess {
+            space: IoSpace::Port,
+            address: u64::from(port),
+            size,
+            data: 0,
+        };
         Ok(self.port_exit(&access, is_in, 1))
     }
 
@@ -60,7 +65,11 @@ impl Loaded<'_> {
 
     /// KVM_EXIT_IO. The data are in the port I/O page.
     pub(crate) fn port_exit(&mut self, access: &IoAccess, is_in: bool, count: u32) -> Next {
-        let direction = if is_in { KVM_EXIT_IO_IN } else { KVM_EXIT_IO_OUT };
+        let direction = if is_in {
+            KVM_EXIT_IO_IN
+        } else {
+            KVM_EXIT_IO_OUT
+        };
         self.run.write(offset::EXIT, direction as u8);
         self.run.write(offset::EXIT + 1, access.size);
         self.run.write(offset::EXIT + 2, access.address as u16);
@@ -208,7 +217,10 @@ impl Loaded<'_> {
         const GD: u64 = 1 << 13;
         const BD: u64 = 1 << 13;
         let qualification = self.qualification();
-        let (number, register) = ((qualification & 7) as usize, (qualification >> 8 & 15) as usize);
+        let (number, register) = (
+            (qualification & 7) as usize,
+            (qualification >> 8 & 15) as usize,
+        );
         if matches!(number, 4 | 5) && self.state.cr4 & Cr4::DE.bits() != 0 {
             return self.inject_ud();
         }

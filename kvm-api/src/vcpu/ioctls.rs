@@ -17,7 +17,13 @@ const fn row(request: u32, handler: Handler) -> Row<Arc<Vcpu>> {
 
 /// The vCPU ioctls. A request that is not here is EINVAL.
 pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
-    row(KVM_RUN, |vcpu, arg| if arg == 0 { done(vcpu.run()) } else { Err(Errno::EINVAL) }),
+    row(KVM_RUN, |vcpu, arg| {
+        if arg == 0 {
+            done(vcpu.run())
+        } else {
+            Err(Errno::EINVAL)
+        }
+    }),
     row(KVM_GET_REGS, |vcpu, arg| put(arg, &vcpu.get_regs()?)),
     row(KVM_SET_REGS, |vcpu, arg| {
         done(get(arg).and_then(|regs| vcpu.set_regs(&regs)))

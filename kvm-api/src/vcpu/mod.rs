@@ -21,8 +21,8 @@ mod translate;
 mod tsc;
 
 pub(crate) use ioctls::{IOCTLS, read_msr_entries};
-pub(crate) use tsc::MAX_GUEST_TSC_KHZ;
 pub(crate) use msr::{feature_index_list, index_list, system_value};
+pub(crate) use tsc::MAX_GUEST_TSC_KHZ;
 
 use crate::errno::{Errno, Result};
 use crate::fd::{Backing, FileId};

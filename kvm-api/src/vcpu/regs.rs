@@ -45,7 +45,12 @@ segment_fields! {
 
 /// Returns selector, base, limit and access rights of a segment register.
 pub(crate) fn segment_fields(register: SegmentRegister) -> [Field; 4] {
-    let SegmentFields { selector, base, limit, access } = match register {
+    let SegmentFields {
+        selector,
+        base,
+        limit,
+        access,
+    } = match register {
         SegmentRegister::Es => ES,
         SegmentRegister::Cs => CS,
         SegmentRegister::Ss => SS,

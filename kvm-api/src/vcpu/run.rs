@@ -94,7 +94,8 @@ impl Loaded<'_> {
         let interrupts = self.vmcs.read(Field::GUEST_RFLAGS) & Rflags::IF.bits() != 0;
         let ready = self.is_ready_for_interrupt_injection();
         self.run.write(offset::IF_FLAG, u8::from(interrupts));
-        self.run.write(offset::READY_FOR_INTERRUPT_INJECTION, u8::from(ready));
+        self.run
+            .write(offset::READY_FOR_INTERRUPT_INJECTION, u8::from(ready));
         self.run.write(offset::FLAGS, 0_u16);
         self.run.write(offset::CR8, self.state.cr8);
         self.run.write(offset::APIC_BASE, self.state.apic_base);

@@ -21,7 +21,9 @@ pub(crate) struct CurrentVmcs<'a> {
 impl<'a> CurrentVmcs<'a> {
     /// Takes the processor; the caller makes a VMCS current on it.
     pub(crate) fn new(cpu: &'a HostCpu) -> Self {
-        Self { processor: RefCell::new(cpu.lock()) }
+        Self {
+            processor: RefCell::new(cpu.lock()),
+        }
     }
 
     /// Returns the current-VMCS pointer.

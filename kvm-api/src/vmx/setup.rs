@@ -13,9 +13,7 @@ use crate::vcpu::Loaded;
 use crate::vcpu::control::CR0_GUEST_OWNED;
 use crate::vcpu::state::RDX;
 use vmx_model::addr::Hpa;
-use vmx_model::arch::{
-    AccessRights, ArchState, Cr0, Cr4, Efer, Rflags, Segment, SegmentRegister,
-};
+use vmx_model::arch::{AccessRights, ArchState, Cr0, Cr4, Efer, Rflags, Segment, SegmentRegister};
 use vmx_model::capability::{Allowed, VmxCapabilities};
 use vmx_model::controls::{
     EntryControls, ExitControls, PinControls, ProcControls, SecondaryControls,
@@ -80,7 +78,11 @@ pub(crate) fn kernel_state() -> ArchState {
         access: AccessRights(0xa09b),
         base: 0,
     };
-    let stack = Segment { selector: host_state::SS as u16, access: AccessRights(0xc093), ..code };
+    let stack = Segment {
+        selector: host_state::SS as u16,
+        access: AccessRights(0xc093),
+        ..code
+    };
     *state.segment_mut(SegmentRegister::Cs) = code;
     *state.segment_mut(SegmentRegister::Ss) = stack;
     state

@@ -20,8 +20,10 @@ impl Guest {
 
     pub fn with_flags(code: &[u8], flags: u32) -> Self {
         let vm = Kvm::new().create_vm(0).expect("a VM");
-        let (prot, how) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let (prot, how) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
         // SAFETY: new memory, kept for the life of the process.
         let memory = unsafe { libc::mmap(core::ptr::null_mut(), BYTES, prot, how, -1, 0) };
         let region = kvm_userspace_memory_region {
@@ -32,13 +34,22 @@ impl Guest {
         };
         vm.set_user_memory_region(region).expect("a good region");
         let vcpu = vm.create_vcpu(0).expect("a vCPU");
-        let guest = Self { vm, vcpu, memory: memory.cast() };
+        let guest = Self {
+            vm,
+            vcpu,
+            memory: memory.cast(),
+        };
         guest.write(0x1000, code);
         let mut sregs = guest.vcpu.get_sregs().expect("they are there");
         sregs.cs.selector = 0;
         sregs.cs.base = 0;
         guest.vcpu.set_sregs(&sregs).expect("real mode");
-        let regs = kvm_regs { rip: 0x1000, rsp: 0x800, rflags: 2, ..Default::default() };
+        let regs = kvm_regs {
+            rip: 0x1000,
+            rsp: 0x800,
+            rflags: 2,
+            ..Default::default()
+        };
         guest.vcpu.set_regs(&regs).expect("any registers");
         guest
     }
@@ -53,7 +64,11 @@ impl Guest {
         self.vcpu.run().expect("it runs");
         let reason = self.page(8);
         if matches!(reason, KVM_EXIT_FAIL_ENTRY | KVM_EXIT_INTERNAL_ERROR) {
-            eprintln!("exit {reason}: {:#x} {:x?}", self.page::<u64>(32), self.page::<[u64; 8]>(40));
+            eprintln!(
+                "exit {reason}: {:#x} {:x?}",
+                self.page::<u64>(32),
+                self.page::<[u64; 8]>(40)
+            );
         }
         reason
     }
@@ -74,12 +89,26 @@ impl Guest {
 
     pub fn page<T: Copy>(&self, offset: usize) -> T {
         // SAFETY: within the three pages; integers only.
-        unsafe { self.vcpu.run_page().as_ptr().add(offset).cast::<T>().read_unaligned() }
+        unsafe {
+            self.vcpu
+                .run_page()
+                .as_ptr()
+                .add(offset)
+                .cast::<T>()
+                .read_unaligned()
+        }
     }
 
     pub fn set_page<T: Copy>(&self, offset: usize, value: T) {
         // SAFETY: as above.
-        unsafe { self.vcpu.run_page().as_ptr().add(offset).cast::<T>().write_unaligned(value) };
+        unsafe {
+            self.vcpu
+                .run_page()
+                .as_ptr()
+                .add(offset)
+                .cast::<T>()
+                .write_unaligned(value)
+        };
     }
 }
 
@@ -103,4 +132,3 @@ pub unsafe fn run_with_alarm(guest: &Guest, milliseconds: u64) -> Result<()> {
     alarm.join().expect("no panic");
     result
 }
-
