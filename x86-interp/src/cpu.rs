@@ -113,6 +113,7 @@ impl Cpu {
     /// Replaces what CPUID reports, and with it what instructions and control bits exist.
     pub fn set_cpuid(&mut self, table: CpuidTable) {
         self.cpuid = table;
+        self.flush_tlb_all();
     }
 
     /// Returns what CPUID reports, without the bits that depend on the processor's state.

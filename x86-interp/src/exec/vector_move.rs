@@ -2,7 +2,7 @@
 //!
 //! SDM Vol. 1, "SSE Data Transfer Instructions", "SSE2 Data Movement Instructions", "SSE Logical
 //! Instructions". They need no arithmetic, and code that only copies memory uses nothing else.
-//! A memory operand of 128 bits is aligned, or #GP(0), but for MOVUPS, MOVUPD and MOVDQU.
+//! VZEROUPPER and VZEROALL are here too. A memory operand of 128 bits is aligned, or #GP(0), but for MOVUPS, MOVUPD and MOVDQU.
 
 use iced_x86::Code;
 use vmx_model::event::Exception;
@@ -36,6 +36,8 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
         C::Movhps_m64_xmm | C::Movhpd_m64_xmm => store_half::<1>,
         C::Movhlps_xmm_xmm => movhlps,
         C::Movlhps_xmm_xmm => movlhps,
+        C::VEX_Vzeroupper => vzeroupper,
+        C::VEX_Vzeroall => vzeroall,
         C::Xorps_xmm_xmmm128 | C::Xorpd_xmm_xmmm128 | C::Pxor_xmm_xmmm128 => xor,
         C::Orps_xmm_xmmm128 | C::Orpd_xmm_xmmm128 | C::Por_xmm_xmmm128 => or,
         C::Andps_xmm_xmmm128 | C::Andpd_xmm_xmmm128 | C::Pand_xmm_xmmm128 => and,
@@ -119,6 +121,24 @@ fn movhlps(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// MOVLHPS: the low half to the high one.
 fn movlhps(cpu: &mut Cpu, insn: &Insn) -> Exec {
     combine(cpu, insn, |to, from| [to[0], from[0]])
+}
+
+/// VZEROUPPER.
+fn vzeroupper(cpu: &mut Cpu, _: &Insn) -> Exec {
+    cpu.check_avx()?;
+    let count = cpu.vector_registers();
+    for register in &mut cpu.fpu.vector[..count] {
+        register[2..].fill(0);
+    }
+    Ok(())
+}
+
+/// VZEROALL.
+fn vzeroall(cpu: &mut Cpu, _: &Insn) -> Exec {
+    cpu.check_avx()?;
+    let count = cpu.vector_registers();
+    cpu.fpu.vector[..count].fill([0; 4]);
+    Ok(())
 }
 
 /// XORPS, XORPD, PXOR.
@@ -214,6 +234,32 @@ mod tests {
     use vmx_model::arch::{Cr0, Cr4};
 
     use crate::test_cpu::{DATA, GP, NM, UD, execute, long_mode};
+
+    #[test]
+    fn vzeroupper_and_vzeroall_need_avx_enabled() {
+        let start = || {
+            let mut cpu = long_mode();
+            cpu.state.cr4 |= Cr4::OSXSAVE;
+            cpu.system.xcr0 = 7;
+            cpu.fpu.vector = [[1, 2, 3, 4]; 16];
+            cpu
+        };
+        for (code, expected) in [
+            ([0xc5, 0xf8, 0x77], [1, 2, 0, 0]),
+            ([0xc5, 0xfc, 0x77], [0; 4]),
+        ] {
+            let mut cpu = start();
+            assert_eq!(execute(&mut cpu, &code), Ok(()));
+            assert_eq!(cpu.fpu.vector, [expected; 16]);
+            cpu.state.cr0 |= Cr0::TS;
+            assert_eq!(execute(&mut cpu, &code), NM);
+            cpu.system.xcr0 = 3;
+            assert_eq!(execute(&mut cpu, &code), UD);
+            let mut cpu = start();
+            cpu.state.cr4.remove(Cr4::OSXSAVE);
+            assert_eq!(execute(&mut cpu, &code), UD);
+        }
+    }
 
     #[test]
     fn aligned_forms_need_alignment() {

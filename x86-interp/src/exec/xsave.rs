@@ -478,6 +478,17 @@ impl Cpu {
         check_ts(self)
     }
 
+    /// For AVX instructions: #UD unless CR4.OSXSAVE is set and XCR0 enables SSE and AVX, #NM if
+    /// CR0.TS is set.
+    pub(crate) fn check_avx(&self) -> Exec {
+        const ENABLED: u64 = SSE | xstate::AVX;
+        if self.system.xcr0 & ENABLED != ENABLED {
+            return Err(Exception::UD.into());
+        }
+        check_xsave(self)?;
+        check_ts(self)
+    }
+
     /// Whether XSETBV takes this value for XCR0.
     #[must_use]
     pub fn is_valid_xcr0(&self, value: u64) -> bool {
@@ -487,7 +498,7 @@ impl Cpu {
     }
 
     /// Returns the number of vector registers that the mode can reach.
-    fn vector_registers(&self) -> usize {
+    pub(crate) fn vector_registers(&self) -> usize {
         if self.mode() == Mode::Long { 16 } else { 8 }
     }
 

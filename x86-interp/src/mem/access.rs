@@ -4,7 +4,8 @@
 //! page.
 
 use vmx_model::addr::{Hpa, Linear};
-use vmx_model::arch::SegmentRegister;
+use vmx_model::arch::{Cr0, Rflags, SegmentRegister};
+use vmx_model::event::{Exception, vector};
 
 use super::phys::{Protection, piece};
 use super::{Access, Privilege};
@@ -70,6 +71,7 @@ impl Cpu {
         privilege: Privilege,
     ) -> Exec<W> {
         if privilege == Privilege::Current {
+            self.check_alignment(linear, W::BYTES, access)?;
             self.note_data_access(linear, W::BYTES, access);
             let context = self.context();
             let known = match access {
@@ -94,6 +96,7 @@ impl Cpu {
         privilege: Privilege,
     ) -> Exec {
         if privilege == Privilege::Current {
+            self.check_alignment(linear, W::BYTES, Access::Write)?;
             self.note_data_access(linear, W::BYTES, Access::Write);
             let context = self.context();
             if self.tlb.write(linear.0, context, value) {
@@ -106,6 +109,26 @@ impl Cpu {
         }
         let bytes = value.to_u64().to_le_bytes();
         self.store_bytes_linear(linear, &bytes[..W::BYTES], privilege)
+    }
+
+    /// #AC(0) for an unaligned access of `bytes` bytes by CPL 3 while CR0.AM and RFLAGS.AC are set
+    /// (SDM Vol. 3A, "Interrupt 17-Alignment Check Exception (#AC)"). A page fault comes first.
+    #[inline]
+    fn check_alignment(&mut self, linear: Linear, bytes: usize, access: Access) -> Exec {
+        if linear.0 & (bytes as u64 - 1) == 0 || !self.checks_alignment() {
+            return Ok(());
+        }
+        for at in [linear, linear.offset(bytes as u64 - 1)] {
+            self.translate(at, access, Privilege::Current)?;
+        }
+        Err(Exception::with_code(vector::AC, 0).into())
+    }
+
+    /// Whether data accesses have to be aligned.
+    pub(crate) fn checks_alignment(&self) -> bool {
+        self.state.rflags.contains(Rflags::AC)
+            && self.state.cr0.contains(Cr0::AM)
+            && self.cpl() == 3
     }
 
     /// Fills `bytes` from linear memory (any length; 10-byte, 16-byte, save areas).
@@ -208,4 +231,59 @@ fn pages(linear: Linear, length: usize) -> impl Iterator<Item = (usize, usize)> 
         from = to;
         Some(range)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use vmx_model::arch::{Cr0, Rflags};
+    use vmx_model::event::{Exception, vector};
+
+    use crate::test_cpu::{DATA, execute, long_mode, protected_mode, user};
+    use crate::{Cpu, Exec, Fault};
+
+    const AC: Exec = Err(Fault::Exception(Exception::with_code(vector::AC, 0)));
+
+    #[test]
+    fn alignment_is_checked_for_user_accesses_if_both_bits_ask_for_it() {
+        // MOV EAX, [EDI]; MOV [EDI], AX; ADD [EDI], AL.
+        let codes: [(&[u8], u64); 3] = [
+            (&[0x8b, 0x07], 4),
+            (&[0x66, 0x89, 0x07], 2),
+            (&[0, 0x07], 1),
+        ];
+        type Row = (fn(Cpu) -> Cpu, Rflags, Cr0, bool);
+        let rows: [Row; 5] = [
+            (user, Rflags::AC, Cr0::AM, true),
+            (|c| c, Rflags::AC, Cr0::AM, false),
+            (user, Rflags::empty(), Cr0::AM, false),
+            (user, Rflags::AC, Cr0::empty(), false),
+            (user, Rflags::AC | Rflags::STATUS, Cr0::AM, true),
+        ];
+        for (privilege, flags, am, is_checked) in rows {
+            for (code, bytes) in codes {
+                for offset in 0..4 {
+                    let mut cpu = privilege(protected_mode());
+                    cpu.set_rflags(flags);
+                    cpu.state.cr0 |= am;
+                    cpu.gpr[7] = DATA + offset;
+                    let expected = if is_checked && offset % bytes != 0 {
+                        AC
+                    } else {
+                        Ok(())
+                    };
+                    assert_eq!(execute(&mut cpu, code), expected, "{offset} {bytes}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_fault_comes_before_an_alignment_check() {
+        let mut cpu = user(long_mode());
+        cpu.set_rflags(Rflags::AC);
+        cpu.state.cr0 |= Cr0::AM;
+        cpu.gpr[7] = (1 << 40) + 1;
+        let result = execute(&mut cpu, &[0x8b, 0x07]);
+        assert_eq!(result, Err(Exception::pf(4, (1 << 40) + 1).into()));
+    }
 }
