@@ -19,6 +19,7 @@ use crate::cpuid::FeatureSet;
 use crate::decode;
 use crate::exec::{self, Row, Traits};
 use crate::insn::Insn;
+use crate::uop::select::{self, Candidate, Emit};
 use crate::uop::{Header, Slot, Uop, plain};
 
 /// The largest number of instructions in a block.
@@ -26,6 +27,9 @@ pub(crate) const MAX_INSNS: usize = 64;
 
 /// The cache is emptied when it holds this many blocks.
 const MAX_BLOCKS: usize = 1 << 16;
+
+/// The cache is emptied when blocks were decoded for this many modes.
+const MAX_MODES: usize = 1 << 12;
 
 /// What a block was decoded for, besides its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -40,10 +44,16 @@ pub(crate) struct CodeMode {
     pub(crate) bits: u32,
     /// Blocks of one instruction.
     pub(crate) is_step: bool,
+    /// Bit n: segment register n is flat (base 0, limit 4 GiB) and readable.
+    pub(crate) flat_read: u8,
+    /// Bit n: segment register n is flat and writable.
+    pub(crate) flat_write: u8,
+    /// What the stack is like: one of the kinds in `uop::stack`.
+    pub(crate) stack: u8,
 }
 
 impl CodeMode {
-    fn rip_mask(&self) -> u64 {
+    pub(crate) fn rip_mask(&self) -> u64 {
         match self.bits {
             64 => u64::MAX,
             32 => 0xffff_ffff,
@@ -65,6 +75,7 @@ pub(crate) struct Key {
 pub(crate) struct Block {
     pub(crate) rip: u64,
     pub(crate) rip_mask: u64,
+    pub(crate) mode: CodeMode,
     pub(crate) insns: Box<[Insn]>,
     /// The bytes it was decoded from.
     pub(crate) bytes: Box<[u8]>,
@@ -101,6 +112,12 @@ impl Block {
         unsafe { (*self.header()).stamp = stamp };
     }
 
+    /// Returns the code generation of the block's page.
+    pub(crate) fn generation(&self) -> *const AtomicU64 {
+        // SAFETY: slot 0 is the header.
+        unsafe { (*self.header()).generation }
+    }
+
     /// Returns the number of instructions.
     pub(crate) fn count(&self) -> usize {
         self.insns.len()
@@ -118,7 +135,8 @@ impl Drop for Block {
 #[derive(Default)]
 pub(crate) struct BlockCache {
     blocks: HashMap<Key, Box<Block>, BuildHasherDefault<KeyHasher>>,
-    modes: Vec<CodeMode>,
+    modes: HashMap<CodeMode, u32>,
+    last_mode: Option<(CodeMode, u32)>,
     /// Blocks that are no more found, but that links may still lead to.
     retired: Vec<Box<Block>>,
 }
@@ -126,12 +144,15 @@ pub(crate) struct BlockCache {
 impl BlockCache {
     /// Returns the number that stands for `mode` in keys.
     pub(crate) fn mode_number(&mut self, mode: &CodeMode) -> u32 {
-        let found = self.modes.iter().rposition(|m| m == mode);
-        let number = found.unwrap_or_else(|| {
-            self.modes.push(*mode);
-            self.modes.len() - 1
-        });
-        number as u32
+        if let Some((last, number)) = self.last_mode
+            && last == *mode
+        {
+            return number;
+        }
+        let next = self.modes.len() as u32;
+        let number = *self.modes.entry(*mode).or_insert(next);
+        self.last_mode = Some((*mode, number));
+        number
     }
 
     /// Returns a block of the cache.
@@ -144,6 +165,7 @@ impl BlockCache {
         self.blocks.clear();
         self.retired.clear();
         self.modes.clear();
+        self.last_mode = None;
     }
 
     /// Takes a block out of use.
@@ -151,13 +173,14 @@ impl BlockCache {
         self.retired.extend(self.blocks.remove(key));
     }
 
-    /// Adds a block. Only between runs of handlers: it may free other blocks.
-    pub(crate) fn insert(&mut self, key: Key, block: Box<Block>) -> &Block {
-        if self.blocks.len() + self.retired.len() >= MAX_BLOCKS {
-            self.blocks.clear();
-            self.retired.clear();
-        }
-        self.blocks.entry(key).insert_entry(block).into_mut()
+    /// Whether it is time to drop all blocks.
+    pub(crate) fn is_full(&self) -> bool {
+        self.blocks.len() + self.retired.len() >= MAX_BLOCKS || self.modes.len() >= MAX_MODES
+    }
+
+    /// Adds a block.
+    pub(crate) fn insert(&mut self, key: Key, block: Box<Block>) {
+        self.retired.extend(self.blocks.insert(key, block));
     }
 }
 
@@ -185,6 +208,7 @@ impl Hasher for KeyHasher {
 
 /// A decoded instruction with what the builder knows about it.
 struct Decoded {
+    iced: Instruction,
     insn: Insn,
     traits: Traits,
 }
@@ -223,10 +247,11 @@ fn decode_run(rip: u64, mode: &CodeMode, bytes: &[u8], limit: usize) -> Vec<Deco
             break;
         };
         run.push(Decoded {
+            iced: i,
             insn: decode::resolve(&i, plain),
             traits,
         });
-        if traits.contains(Traits::ENDS_BLOCK) {
+        if traits.intersects(Traits::ENDS_BLOCK | Traits::OUTSIDE) {
             break;
         }
     }
@@ -241,7 +266,7 @@ fn finish(
     decoded: Vec<Decoded>,
     generation: *const AtomicU64,
 ) -> Box<Block> {
-    let mut slots = Vec::with_capacity(decoded.len() + 2);
+    let mut slots = Vec::with_capacity(decoded.len() + 4);
     slots.push(Slot {
         header: Header {
             count: decoded.len() as i64,
@@ -250,25 +275,11 @@ fn finish(
             block: core::ptr::null(),
         },
     });
-    let mut offset = 0;
-    let mut ends = false;
-    for (n, d) in decoded.iter().enumerate() {
-        offset += u16::from(d.insn.length);
-        ends = d.traits.contains(Traits::ENDS_BLOCK);
-        let handler = if ends { plain::plain_end } else { plain::plain };
-        slots.push(Slot {
-            uop: generic(handler, slots.len(), n, offset),
-        });
-    }
-    if !ends {
-        let last = decoded.len() - 1;
-        slots.push(Slot {
-            uop: generic(plain::block_end, slots.len(), last, offset),
-        });
-    }
+    emit(rip, mode, &decoded, &mut slots);
     let block = Box::new(Block {
         rip,
         rip_mask: mode.rip_mask(),
+        mode: *mode,
         insns: decoded.into_iter().map(|d| d.insn).collect(),
         bytes: bytes.into(),
         slots: Box::into_raw(slots.into_boxed_slice()),
@@ -279,20 +290,35 @@ fn finish(
     block
 }
 
-fn generic(handler: crate::uop::Handler, slot: usize, insn: usize, next_offset: u16) -> Uop {
-    Uop {
-        handler,
-        disp: 0,
-        imm: 0,
-        dst: 0,
-        src: 0,
-        base: 0,
-        index: 0,
-        scale_shift: 0,
-        slot: slot as u8,
-        insn: insn as u8,
-        segment: 0,
-        next_offset,
-        spare: 0,
+/// Emits the micro-ops of all instructions.
+fn emit(rip: u64, mode: &CodeMode, decoded: &[Decoded], slots: &mut Vec<Slot>) {
+    let iced: Vec<_> = decoded.iter().map(|d| d.iced).collect();
+    let dead = select::dead_flags(&iced);
+    let candidate = |n: usize| Candidate {
+        iced: &decoded[n].iced,
+        insn: &decoded[n].insn,
+        is_dead: dead[n],
+    };
+    let mut emit = Emit::new(slots, mode, rip);
+    let last = decoded.len() - 1;
+    for (n, d) in decoded.iter().enumerate() {
+        emit.advance(n, d.insn.length);
+        let is_pair = n + 2 == decoded.len() && !mode.is_step;
+        if is_pair && emit.fused(candidate(n), candidate(n + 1)) {
+            return;
+        }
+        let ends = d.traits.contains(Traits::ENDS_BLOCK) || mode.is_step;
+        if d.traits.contains(Traits::OUTSIDE) {
+            emit.plain(plain::plain_outside);
+        } else if mode.is_step || !emit.hot(candidate(n)) {
+            emit.plain(if ends { plain::plain_end } else { plain::plain });
+        }
+    }
+    if !decoded[last]
+        .traits
+        .intersects(Traits::ENDS_BLOCK | Traits::OUTSIDE)
+        && !mode.is_step
+    {
+        emit.fall_through();
     }
 }

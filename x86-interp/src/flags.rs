@@ -94,11 +94,14 @@ impl LazyFlags {
         }
     }
 
-    /// Returns these flags with another CF, and the same OF.
+    /// Returns these flags with another CF and OF.
     #[inline(always)]
-    pub(crate) fn with_carry(self, carry: bool) -> Self {
-        let aux = u64::from(carry) * CARRY;
-        self.keeping_carry(Self { result: 0, aux })
+    pub(crate) fn with_carry_overflow(self, carry: bool, overflow: bool) -> Self {
+        let new = Self::carry_overflow(0_u64, carry, overflow).aux;
+        Self {
+            result: self.result,
+            aux: self.aux & !(CARRY | CARRY_IN) | new,
+        }
     }
 
     /// CF.
@@ -194,8 +197,8 @@ mod tests {
 
     fn all_combinations() -> impl Iterator<Item = Rflags> {
         (0..0x1000_u64)
-            .map(|bits| Rflags::from_bits_retain(bits) & Rflags::STATUS)
-            .filter(|f| f.bits() & !Rflags::STATUS.bits() == 0)
+            .map(Rflags::from_bits_retain)
+            .filter(|f| Rflags::STATUS.contains(*f))
     }
 
     #[test]
@@ -206,12 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn a_new_carry_changes_nothing_else() {
+    fn a_kept_carry_changes_nothing_else() {
         for flags in all_combinations() {
-            for carry in [false, true] {
+            for before in all_combinations() {
                 let mut expected = flags;
-                expected.set(Rflags::CF, carry);
-                let lazy = LazyFlags::from_rflags(flags).with_carry(carry);
+                expected.set(Rflags::CF, before.contains(Rflags::CF));
+                let before = LazyFlags::from_rflags(before);
+                let lazy = LazyFlags::from_rflags(flags).keeping_carry(before);
                 assert_eq!(lazy.to_rflags(), expected);
             }
         }

@@ -10,14 +10,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use vmx_model::arch::SegmentRegister;
+use vmx_model::arch::{Cr0, Rflags, SegmentRegister};
 
 use crate::block::{self, Block, BlockCache, CodeMode, Key};
 use crate::events::Boundary;
 use crate::fault::{Exec, Fault};
+use crate::mem::tlb::NO_CONTEXT;
 use crate::mem::{Access, Privilege};
 use crate::stop::Stop;
-use crate::uop::{self, Left};
+use crate::uop::branch::{JumpCache, Patch};
+use crate::uop::moves::is_simple;
+use crate::uop::{self, Left, stack};
 use crate::{Cpu, mode::Mode};
 
 /// The value of [`Hot::limit`] that ends the run.
@@ -45,6 +48,13 @@ pub(crate) struct Hot {
     pub(crate) code_written: bool,
     /// Why handlers returned.
     pub(crate) left: Left,
+    /// Address-space context of hot memory accesses; [`NO_CONTEXT`] sends them the slow way.
+    pub(crate) context: u64,
+    /// What entries of `jumps` must be tagged with to count.
+    pub(crate) jump_tag: u64,
+    pub(crate) jumps: JumpCache,
+    /// The link to write when the block at `state.rip` is found.
+    pub(crate) patch: Patch,
 }
 
 /// The run loop's own state; none of it is architectural.
@@ -64,6 +74,10 @@ impl Default for Hot {
             epoch: 0,
             code_written: false,
             left: Left::Onward,
+            context: NO_CONTEXT,
+            jump_tag: 0,
+            jumps: JumpCache::default(),
+            patch: Patch::NONE,
         }
     }
 }
@@ -157,7 +171,8 @@ impl Cpu {
         };
         self.hot.end = end;
         // SAFETY: as above.
-        let (entry, count) = unsafe { ((*block).entry(), (*block).count()) };
+        let block = unsafe { &*block };
+        let (entry, count) = (block.entry(), block.count());
         self.hot.budget = left - count as i64;
         // SAFETY: `entry` is the first micro-op of a block of this processor's cache.
         unsafe { uop::dispatch(self, entry) };
@@ -193,6 +208,9 @@ impl Cpu {
 
     /// Returns the block at RIP, valid now; `None` if the instruction there cannot be in a block.
     fn find_block(&mut self, is_step: bool) -> Exec<Option<*const Block>> {
+        if self.engine.blocks.is_full() {
+            self.drop_blocks();
+        }
         let rip = self.state.rip;
         let linear = self.linear(SegmentRegister::Cs, rip, 1, Access::Execute)?;
         let address = self.translate(linear, Access::Execute, Privilege::Current)?;
@@ -203,12 +221,48 @@ impl Cpu {
             mode: self.engine.blocks.mode_number(&mode),
         };
         let epoch = self.hot.epoch;
-        if let Some(block) = self.engine.blocks.get(&key)
-            && block.is_valid(epoch)
-        {
-            return Ok(Some(block));
+        let known = self.engine.blocks.get(&key).filter(|b| b.is_valid(epoch));
+        let known = known.map(core::ptr::from_ref);
+        let found = known.or_else(|| self.validate_block(key, &mode));
+        if let Some(block) = found {
+            self.prepare(block, &key, &mode);
         }
-        Ok(self.validate_block(key, &mode))
+        Ok(found)
+    }
+
+    /// Sets what hot micro-ops need, and remembers how `block` is found.
+    fn prepare(&mut self, block: *const Block, key: &Key, mode: &CodeMode) {
+        let context = self.context();
+        self.hot.context = if self.needs_slow_accesses() {
+            NO_CONTEXT
+        } else {
+            context
+        };
+        let flushes = u64::from(self.current_context.flushes);
+        self.hot.jump_tag = flushes << 32 | u64::from(key.mode) << 12 | context;
+        // SAFETY: the cache owns the block.
+        let block = unsafe { &*block };
+        let patch = std::mem::replace(&mut self.hot.patch, Patch::NONE);
+        if !mode.is_step {
+            let entry = block.entry();
+            self.hot.jumps.enter(key.rip, self.hot.jump_tag, entry);
+            patch.apply(block, mode.cs_base);
+        }
+    }
+
+    /// Whether every data access has to be looked at: none may use the TLB directly.
+    fn needs_slow_accesses(&self) -> bool {
+        let checks_alignment = self.state.cr0.contains(Cr0::AM)
+            && self.state.rflags.contains(Rflags::AC)
+            && self.cpl() == 3;
+        checks_alignment || self.state.dr7 & 0xff != 0
+    }
+
+    /// Drops all blocks, and what leads to them. Only between runs of handlers.
+    pub(crate) fn drop_blocks(&mut self) {
+        self.engine.blocks.clear();
+        self.hot.jumps.clear();
+        self.hot.patch = Patch::NONE;
     }
 
     /// Compares the block of `key` with memory, and builds it if it is not there or differs.
@@ -239,10 +293,36 @@ impl Cpu {
         None
     }
 
+    /// Returns which segment registers are flat and readable, and flat and writable.
+    fn flat_segments(&self) -> (u8, u8) {
+        let (mut read, mut write) = (0, 0);
+        for (n, s) in self.state.segments.iter().enumerate().take(6) {
+            let is_flat = s.base == 0 && s.limit == u32::MAX;
+            let rights = s.access;
+            let is_readable = is_simple(rights.0, false)
+                || rights.is_code() && rights.is_readable() && !rights.is_unusable();
+            read |= u8::from(is_flat && is_readable) << n;
+            write |= u8::from(is_flat && is_simple(rights.0, true)) << n;
+        }
+        (read, write)
+    }
+
     /// Returns what code at RIP has to be decoded for.
     fn code_mode(&self, is_step: bool) -> CodeMode {
         let is_long = self.mode() == Mode::Long;
         let cs = self.state.segment(SegmentRegister::Cs);
+        let (flat_read, flat_write) = if is_long {
+            (0, 0)
+        } else {
+            self.flat_segments()
+        };
+        let is_flat = flat_write >> SegmentRegister::Ss as u32 & 1 != 0;
+        let is_big = self.state.segment(SegmentRegister::Ss).access.is_big();
+        let stack = match (is_long, is_flat && is_big) {
+            (true, _) => stack::LONG,
+            (false, true) => stack::FLAT,
+            (false, false) => stack::SEGMENTED,
+        };
         CodeMode {
             features: self.cpuid.features(),
             cs_base: if is_long { 0 } else { cs.base },
@@ -253,6 +333,9 @@ impl Cpu {
             },
             bits: self.code_bits(),
             is_step,
+            flat_read,
+            flat_write,
+            stack,
         }
     }
 }

@@ -25,8 +25,11 @@ pub(crate) const ENTRIES: usize = 1024;
 /// A tag that no access has: the context number 0xfff is never given out.
 const INVALID: u64 = u64::MAX;
 
+/// A context number that no translation has.
+pub(crate) const NO_CONTEXT: u64 = 0xffe;
+
 /// The last context number.
-const LAST_CONTEXT: u16 = 0xffe;
+const LAST_CONTEXT: u16 = 0xffd;
 
 /// One entry.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@ use vmx_model::addr::{Hpa, Linear};
 use vmx_model::arch::{Cr0, Cr4, Efer, Rflags, SegmentRegister};
 
 use super::phys::Protection;
-use super::tlb::{Context, Found};
+use super::tlb::{Context, Found, NO_CONTEXT};
 use super::walk::{Allowed, Translation};
 use super::{Access, Privilege};
 use crate::vmx::AddressSpaceTag;
@@ -199,6 +199,7 @@ impl Cpu {
     /// Makes the next access compute its context anew, and voids remembered jump targets.
     fn forget_context(&mut self) {
         self.current_context.inputs = UNKNOWN;
+        self.hot.context = NO_CONTEXT;
         self.current_context.flushes = self.current_context.flushes.wrapping_add(1).max(1);
     }
 
@@ -206,7 +207,7 @@ impl Cpu {
     pub(crate) fn refresh_map(&mut self) {
         if self.view.generation() != self.phys.generation() {
             self.flush_tlb_all();
-            self.engine.blocks.clear();
+            self.drop_blocks();
             self.view = self.phys.view();
         }
     }

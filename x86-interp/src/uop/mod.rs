@@ -21,7 +21,13 @@
 //! host pointers that a valid TLB entry holds, inside the one page of the entry.
 #![expect(unsafe_code, reason = "micro-op handlers and their dispatch")]
 
+pub(crate) mod alu;
+pub(crate) mod branch;
+pub(crate) mod moves;
+pub(crate) mod operand;
 pub(crate) mod plain;
+pub(crate) mod select;
+pub(crate) mod stack;
 
 use std::sync::atomic::AtomicU64;
 
@@ -49,11 +55,12 @@ pub(crate) struct Uop {
     pub(crate) slot: u8,
     /// The number of its instruction in the block.
     pub(crate) insn: u8,
-    /// Segment register, for the micro-ops that need one.
-    pub(crate) segment: u8,
+    /// How many micro-ops further on the next instruction's begin.
+    pub(crate) rest: u8,
     /// Offset of the instruction behind this one from the block's start.
     pub(crate) next_offset: u16,
-    pub(crate) spare: u16,
+    /// What is special to one handler.
+    pub(crate) detail: u16,
 }
 
 /// What lies in front of a block's first micro-op.
@@ -112,6 +119,48 @@ macro_rules! next {
     }};
 }
 pub(crate) use next;
+
+/// Executes the whole instruction of `$op` by its plain handler instead, and goes on behind it.
+macro_rules! bail {
+    ($cpu:expr, $op:expr) => {
+        return $crate::uop::plain::bail($cpu, $op)
+    };
+}
+pub(crate) use bail;
+
+/// Enters the block whose first micro-op is `$entry`, or leaves the run at its start if the budget
+/// does not allow it, somebody wants attention, or its code may have changed.
+macro_rules! enter {
+    ($cpu:expr, $entry:expr) => {{
+        let entry: *const $crate::uop::Uop = $entry;
+        let header = entry.cast::<$crate::uop::Header>().sub(1);
+        let hot = &raw mut (*$cpu).hot;
+        let budget = (*hot).budget.wrapping_sub((*header).count);
+        let generation = (*(*header).generation).load(core::sync::atomic::Ordering::Relaxed);
+        if budget < (*hot).limit.load(core::sync::atomic::Ordering::Relaxed)
+            || generation.wrapping_add((*hot).epoch) != (*header).stamp
+        {
+            return $crate::uop::branch::decline($cpu, entry);
+        }
+        (*hot).budget = budget;
+        $crate::uop::next!($cpu, entry)
+    }};
+}
+pub(crate) use enter;
+
+/// The host address of a `$W` at linear address `$va` through the TLB tag `$tag`; bails out if the
+/// tag does not fit.
+macro_rules! host {
+    ($cpu:expr, $op:expr, $va:expr, $W:ty, $tag:ident) => {{
+        let va: u64 = $va;
+        let entry: *const $crate::mem::tlb::Entry = (*$cpu).tlb.entry(va);
+        if (*entry).$tag != $crate::mem::tlb::tag::<$W>(va, (*$cpu).hot.context) {
+            $crate::uop::bail!($cpu, $op);
+        }
+        va.wrapping_add((*entry).addend)
+    }};
+}
+pub(crate) use host;
 
 /// Runs micro-ops from `op` until one leaves the run.
 ///

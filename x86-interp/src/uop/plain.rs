@@ -17,6 +17,28 @@ pub(crate) unsafe fn plain(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
     black_box(core::ptr::null())
 }
 
+/// The way out of a hot handler: executes its instruction by the plain handler.
+#[cold]
+#[inline(never)]
+pub(crate) unsafe fn bail(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
+    // SAFETY: `uop`, "Safety".
+    unsafe {
+        if execute(cpu, op) {
+            next!(cpu, op.add(usize::from((*op).rest)));
+        }
+    }
+    black_box(core::ptr::null())
+}
+
+/// An instruction that ends its block and behind which code may be another.
+pub(crate) unsafe fn plain_outside(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
+    // SAFETY: `uop`, "Safety".
+    unsafe {
+        (*cpu).outside_may_have_written();
+        plain_end(cpu, op)
+    }
+}
+
 /// Any instruction that ends its block.
 pub(crate) unsafe fn plain_end(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
     // SAFETY: `uop`, "Safety".
@@ -24,18 +46,6 @@ pub(crate) unsafe fn plain_end(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
         if execute(cpu, op) {
             (*cpu).leave_after(op);
         }
-    }
-    black_box(core::ptr::null())
-}
-
-/// The end of a block that goes on with the following instruction.
-pub(crate) unsafe fn block_end(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
-    // SAFETY: `uop`, "Safety".
-    unsafe {
-        let block = (*header(op)).block;
-        let rip = (*block).rip.wrapping_add(u64::from((*op).next_offset)) & (*block).rip_mask;
-        (*cpu).state.rip = rip;
-        (*cpu).hot.left = Left::Onward;
     }
     black_box(core::ptr::null())
 }

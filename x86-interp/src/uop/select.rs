@@ -1,0 +1,1023 @@
+//! Which micro-ops an instruction becomes.
+//!
+//! [`Emit`] collects the micro-ops of one instruction. What has no hot form becomes one micro-op
+//! that calls the plain handler.
+
+use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
+use vmx_model::arch::SegmentRegister;
+
+use super::alu::{self, BySize};
+use super::moves::{self, detail};
+use super::operand::{BASE, FLAT32, INDEXED, SPARE};
+use super::{Handler, Link, Slot, Uop, branch, plain, stack};
+use crate::block::CodeMode;
+use crate::insn::{Insn, MemoryOperand, Operand, RegisterOffset, ZERO_REGISTER};
+
+/// A decoded instruction as the selection sees it.
+#[derive(Clone, Copy)]
+pub(crate) struct Candidate<'a> {
+    pub(crate) iced: &'a Instruction,
+    pub(crate) insn: &'a Insn,
+    /// Nobody looks at the status flags that it sets.
+    pub(crate) is_dead: bool,
+}
+
+/// The micro-ops of a block under construction.
+pub(crate) struct Emit<'a> {
+    slots: &'a mut Vec<Slot>,
+    mode: &'a CodeMode,
+    /// RIP of the block.
+    rip: u64,
+    /// Number of the instruction in the block.
+    insn: u8,
+    /// Offset of the following instruction from the block's start.
+    next_offset: u16,
+    /// Slots of the instruction's micro-ops.
+    uops: Vec<usize>,
+    /// Where to go on behind the instruction, if not in the next slot.
+    end: Option<usize>,
+}
+
+/// A micro-op without handler and operands.
+fn blank(handler: Handler) -> Uop {
+    Uop {
+        handler,
+        disp: 0,
+        imm: 0,
+        dst: ZERO_REGISTER,
+        src: ZERO_REGISTER,
+        base: ZERO_REGISTER,
+        index: ZERO_REGISTER,
+        scale_shift: 0,
+        slot: 0,
+        insn: 0,
+        rest: 1,
+        next_offset: 0,
+        detail: 0,
+    }
+}
+
+/// What a handler needs besides its address.
+#[derive(Clone, Copy, Default)]
+struct Fields {
+    dst: RegisterOffset,
+    src: RegisterOffset,
+    imm: i32,
+    disp: u64,
+}
+
+/// The memory operand of a micro-op.
+struct Memory {
+    /// [`BASE`], [`INDEXED`] or [`FLAT32`].
+    kind: usize,
+    operand: MemoryOperand,
+}
+
+/// How a memory operand is used.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Read,
+    Write,
+}
+
+impl<'a> Emit<'a> {
+    /// Starts behind the header in `slots`.
+    pub(crate) fn new(slots: &'a mut Vec<Slot>, mode: &'a CodeMode, rip: u64) -> Self {
+        Self {
+            slots,
+            mode,
+            rip,
+            insn: 0,
+            next_offset: 0,
+            uops: Vec::new(),
+            end: None,
+        }
+    }
+
+    /// Goes on to instruction `n` of the block, `length` bytes long.
+    pub(crate) fn advance(&mut self, n: usize, length: u8) {
+        self.insn = n as u8;
+        self.next_offset += u16::from(length);
+    }
+}
+
+impl Emit<'_> {
+    /// Emits the instruction by its plain handler.
+    pub(crate) fn plain(&mut self, handler: Handler) {
+        self.push(blank(handler));
+    }
+
+    /// Emits the end of a block that goes on with the following instruction.
+    pub(crate) fn fall_through(&mut self) {
+        let next = self.next_rip();
+        self.push(blank(branch::jump));
+        self.link(next, next);
+    }
+
+    /// Emits hot micro-ops for the instruction; false if it has none, and nothing was emitted.
+    pub(crate) fn hot(&mut self, c: Candidate<'_>) -> bool {
+        if c.insn.locked || is_repeated(c.insn) {
+            return false;
+        }
+        let before = self.slots.len();
+        self.uops.clear();
+        self.end = None;
+        if self.select(c).is_none() {
+            self.slots.truncate(before);
+            return false;
+        }
+        self.set_rests();
+        true
+    }
+
+    /// Emits one micro-op for a comparing instruction and the Jcc behind it; false if there is
+    /// none.
+    pub(crate) fn fused(&mut self, c: Candidate<'_>, jcc: Candidate<'_>) -> bool {
+        let Some((handler, fields)) = fused_handler(c, jcc) else {
+            return false;
+        };
+        let Some(target) = self.direct_target(jcc.insn) else {
+            return false;
+        };
+        self.next_offset += u16::from(jcc.insn.length);
+        self.with(handler, fields);
+        self.link(target, self.next_rip());
+        true
+    }
+
+    fn next_rip(&self) -> u64 {
+        self.rip.wrapping_add(u64::from(self.next_offset)) & self.mode.rip_mask()
+    }
+
+    fn push(&mut self, uop: Uop) {
+        self.uops.push(self.slots.len());
+        let uop = Uop {
+            slot: self.slots.len() as u8,
+            insn: self.insn,
+            next_offset: self.next_offset,
+            ..uop
+        };
+        self.slots.push(Slot { uop });
+    }
+
+    fn with(&mut self, handler: Handler, f: Fields) {
+        self.push(Uop {
+            dst: f.dst,
+            src: f.src,
+            imm: f.imm,
+            disp: f.disp,
+            ..blank(handler)
+        });
+    }
+
+    fn with_memory(&mut self, handler: Handler, m: &Memory, f: Fields) {
+        self.push(Uop {
+            dst: f.dst,
+            src: f.src,
+            imm: f.imm,
+            disp: m.operand.displacement,
+            base: m.operand.base,
+            index: m.operand.index,
+            scale_shift: m.operand.scale_shift,
+            ..blank(handler)
+        });
+    }
+
+    fn link(&mut self, taken_rip: u64, fall_rip: u64) {
+        let link = Link {
+            taken: core::ptr::null(),
+            fall: core::ptr::null(),
+            taken_rip,
+            fall_rip,
+        };
+        self.slots.push(Slot { link });
+    }
+
+    /// Ends a branch: whoever bails out of it comes here.
+    fn leave(&mut self) {
+        self.end = Some(self.slots.len());
+        self.push(blank(branch::leave));
+    }
+
+    /// Writes into the instruction's micro-ops how far the end of the instruction is.
+    fn set_rests(&mut self) {
+        let end = self.end.unwrap_or(self.slots.len());
+        for &n in &self.uops {
+            // SAFETY: `uops` lists the slots that hold micro-ops.
+            unsafe { self.slots[n].uop.rest = (end - n) as u8 };
+        }
+    }
+}
+
+fn is_repeated(insn: &Insn) -> bool {
+    insn.repeat != crate::insn::Repeat::None
+}
+
+/// log2 of an operand's size in bytes.
+fn size_of_operand(i: &Instruction, n: u32) -> Option<usize> {
+    let bytes = match i.op_kind(n) {
+        OpKind::Register => i.op_register(n).size(),
+        OpKind::Memory => i.memory_size().size(),
+        _ => return None,
+    };
+    (bytes.is_power_of_two() && bytes <= 8).then(|| bytes.trailing_zeros() as usize)
+}
+
+/// Returns the immediate if it is a sign-extended 32-bit one as far as `size` counts.
+fn small(value: u64, size: usize) -> Option<i32> {
+    let low = value as i32;
+    (size < 3 || i64::from(low) as u64 == value).then_some(low)
+}
+
+/// The number of a condition code as instructions encode it.
+fn condition(i: &Instruction) -> Option<usize> {
+    Some(match i.condition_code() {
+        ConditionCode::o => 0,
+        ConditionCode::no => 1,
+        ConditionCode::b => 2,
+        ConditionCode::ae => 3,
+        ConditionCode::e => 4,
+        ConditionCode::ne => 5,
+        ConditionCode::be => 6,
+        ConditionCode::a => 7,
+        ConditionCode::s => 8,
+        ConditionCode::ns => 9,
+        ConditionCode::p => 10,
+        ConditionCode::np => 11,
+        ConditionCode::l => 12,
+        ConditionCode::ge => 13,
+        ConditionCode::le => 14,
+        ConditionCode::g => 15,
+        ConditionCode::None => return None,
+    })
+}
+
+/// The place of a binary operation in the tables of `alu`.
+fn binary(m: Mnemonic) -> Option<usize> {
+    const ORDER: [Mnemonic; 9] = [
+        Mnemonic::Add,
+        Mnemonic::Or,
+        Mnemonic::Adc,
+        Mnemonic::Sbb,
+        Mnemonic::And,
+        Mnemonic::Sub,
+        Mnemonic::Xor,
+        Mnemonic::Cmp,
+        Mnemonic::Test,
+    ];
+    ORDER.iter().position(|&o| o == m)
+}
+
+fn unary(m: Mnemonic) -> Option<usize> {
+    const ORDER: [Mnemonic; 4] = [Mnemonic::Inc, Mnemonic::Dec, Mnemonic::Neg, Mnemonic::Not];
+    ORDER.iter().position(|&o| o == m)
+}
+
+fn shift(m: Mnemonic) -> Option<usize> {
+    const ORDER: [Mnemonic; 5] = [
+        Mnemonic::Rol,
+        Mnemonic::Ror,
+        Mnemonic::Shl,
+        Mnemonic::Shr,
+        Mnemonic::Sar,
+    ];
+    let m = if m == Mnemonic::Sal { Mnemonic::Shl } else { m };
+    ORDER.iter().position(|&o| o == m)
+}
+
+/// Whether the instruction touches registers and status flags only and cannot fault.
+pub(crate) fn is_pure(i: &Instruction) -> bool {
+    let m = i.mnemonic();
+    let known = binary(m).is_some()
+        || unary(m).is_some()
+        || shift(m).is_some()
+        || i.is_setcc_any()
+        || i.is_cmovcc_any()
+        || matches!(
+            m,
+            Mnemonic::Mov
+                | Mnemonic::Movzx
+                | Mnemonic::Movsx
+                | Mnemonic::Movsxd
+                | Mnemonic::Xchg
+                | Mnemonic::Lea
+                | Mnemonic::Imul
+                | Mnemonic::Bswap
+                | Mnemonic::Cbw
+                | Mnemonic::Cwde
+                | Mnemonic::Cdqe
+                | Mnemonic::Cwd
+                | Mnemonic::Cdq
+                | Mnemonic::Cqo
+        );
+    let is_register_form = (0..i.op_count()).all(|n| match i.op_kind(n) {
+        OpKind::Register => i.op_register(n).is_gpr(),
+        OpKind::Memory => m == Mnemonic::Lea,
+        OpKind::MemorySegSI
+        | OpKind::MemorySegESI
+        | OpKind::MemorySegRSI
+        | OpKind::MemorySegDI
+        | OpKind::MemorySegEDI
+        | OpKind::MemorySegRDI
+        | OpKind::MemoryESDI
+        | OpKind::MemoryESEDI
+        | OpKind::MemoryESRDI => false,
+        _ => true,
+    });
+    known && is_register_form
+}
+
+trait ConditionalForms {
+    fn is_setcc_any(&self) -> bool;
+    fn is_cmovcc_any(&self) -> bool;
+}
+
+impl ConditionalForms for Instruction {
+    fn is_setcc_any(&self) -> bool {
+        self.condition_code() != ConditionCode::None && self.op_count() == 1 && !self.is_jcc()
+    }
+    fn is_cmovcc_any(&self) -> bool {
+        self.condition_code() != ConditionCode::None && self.op_count() == 2
+    }
+}
+
+trait Branches {
+    fn is_jcc(&self) -> bool;
+}
+
+impl Branches for Instruction {
+    fn is_jcc(&self) -> bool {
+        self.is_jcc_short_or_near()
+    }
+}
+
+impl Emit<'_> {
+    fn select(&mut self, c: Candidate<'_>) -> Option<()> {
+        let m = c.iced.mnemonic();
+        if let Some(op) = binary(m) {
+            return self.binary(c, op);
+        }
+        if let Some(op) = unary(m) {
+            return self.unary(c, op);
+        }
+        if let Some(op) = shift(m) {
+            return self.shift(c, op);
+        }
+        match m {
+            Mnemonic::Mov => self.mov(c),
+            Mnemonic::Movzx => self.extend(c, 0),
+            Mnemonic::Movsx | Mnemonic::Movsxd => self.extend(c, 1),
+            Mnemonic::Lea => self.lea(c),
+            Mnemonic::Xchg => self.xchg(c),
+            Mnemonic::Imul => self.imul(c),
+            Mnemonic::Push => self.push_operand(c),
+            Mnemonic::Pop => self.pop_operand(c),
+            Mnemonic::Leave => self.by_stack(c, &stack::LEAVE, Fields::default()),
+            Mnemonic::Nop if c.iced.op_count() == 0 => Some(()),
+            Mnemonic::Cbw | Mnemonic::Cwde | Mnemonic::Cdqe => self.implicit(c, &stack::EXTEND_A),
+            Mnemonic::Cwd | Mnemonic::Cdq | Mnemonic::Cqo => self.implicit(c, &stack::SIGN_D),
+            Mnemonic::Jmp => self.jmp(c),
+            Mnemonic::Call => self.call(c),
+            Mnemonic::Ret => self.ret(c),
+            _ if c.iced.is_jcc() => self.jcc(c),
+            _ if c.iced.is_setcc_any() => self.setcc(c),
+            _ if c.iced.is_cmovcc_any() => self.cmovcc(c),
+            _ => None,
+        }
+    }
+
+    /// Emits what the memory operand needs before it can be accessed.
+    fn memory(&mut self, c: Candidate<'_>, bytes: usize, how: Use) -> Option<Memory> {
+        let operand = c.insn.memory;
+        let segment = operand.segment;
+        let is_64 = self.mode.bits == 64;
+        let is_based = matches!(segment, SegmentRegister::Fs | SegmentRegister::Gs);
+        let flat = match how {
+            Use::Read => self.mode.flat_read,
+            Use::Write => self.mode.flat_write,
+        };
+        let kind = match (is_64, c.insn.address_bytes) {
+            (true, 8) if is_based => return Some(self.segment_64(operand)),
+            (true, 8) if operand.index == ZERO_REGISTER => BASE,
+            (true, 8) => INDEXED,
+            (true, 4) if !is_based => FLAT32,
+            (true, _) => return None,
+            (false, 4) if flat >> segment as u32 & 1 != 0 => FLAT32,
+            (false, address_bytes) => {
+                return Some(self.segmented(operand, address_bytes, bytes, how));
+            }
+        };
+        Some(Memory {
+            kind: usize::from(kind),
+            operand,
+        })
+    }
+
+    fn spare(segment: SegmentRegister) -> Memory {
+        Memory {
+            kind: usize::from(BASE),
+            operand: MemoryOperand {
+                base: SPARE,
+                segment,
+                ..MemoryOperand::default()
+            },
+        }
+    }
+
+    fn segment_64(&mut self, operand: MemoryOperand) -> Memory {
+        self.linear(moves::segment_64, operand, operand.segment as u16)
+    }
+
+    fn segmented(&mut self, operand: MemoryOperand, address: u8, bytes: usize, how: Use) -> Memory {
+        let mut word = operand.segment as u16 | ((bytes - 1) as u16) << detail::LAST_SHIFT;
+        if how == Use::Write {
+            word |= detail::WRITE;
+        }
+        if address == 2 {
+            word |= detail::ADDRESS_16;
+        }
+        self.linear(moves::segmented, operand, word)
+    }
+
+    /// Emits the micro-op that moves the operand's linear address to the spare register.
+    fn linear(&mut self, handler: Handler, operand: MemoryOperand, detail: u16) -> Memory {
+        self.push(Uop {
+            disp: operand.displacement,
+            base: operand.base,
+            index: operand.index,
+            scale_shift: operand.scale_shift,
+            detail,
+            ..blank(handler)
+        });
+        Self::spare(operand.segment)
+    }
+
+    /// Emits a load of the memory operand into the spare register.
+    fn load(&mut self, c: Candidate<'_>, size: usize) -> Option<()> {
+        let memory = self.memory(c, 1 << size, Use::Read)?;
+        let fields = Fields {
+            dst: SPARE,
+            ..Fields::default()
+        };
+        self.with_memory(moves::MOV_RM[memory.kind][size], &memory, fields);
+        Some(())
+    }
+
+    fn binary(&mut self, c: Candidate<'_>, op: usize) -> Option<()> {
+        let size = size_of_operand(c.iced, 0)?;
+        let how = if op >= 7 { Use::Read } else { Use::Write };
+        match (c.insn.operands[0], c.insn.operands[1]) {
+            (Operand::Register(dst), Operand::Register(src)) => {
+                let table = if c.is_dead { &alu::RR_DEAD } else { &alu::RR };
+                let fields = Fields {
+                    dst,
+                    src,
+                    ..Fields::default()
+                };
+                self.with(table[op][size], fields);
+            }
+            (Operand::Register(dst), Operand::Immediate(value)) => {
+                let imm = small(value, size)?;
+                let table = if c.is_dead { &alu::RI_DEAD } else { &alu::RI };
+                let fields = Fields {
+                    dst,
+                    imm,
+                    ..Fields::default()
+                };
+                self.with(table[op][size], fields);
+            }
+            (Operand::Register(dst), Operand::Memory) => {
+                let memory = self.memory(c, 1 << size, Use::Read)?;
+                let fields = Fields {
+                    dst,
+                    ..Fields::default()
+                };
+                self.with_memory(alu::RM[op][memory.kind][size], &memory, fields);
+            }
+            (Operand::Memory, Operand::Register(src)) => {
+                let memory = self.memory(c, 1 << size, how)?;
+                let fields = Fields {
+                    src,
+                    ..Fields::default()
+                };
+                self.with_memory(alu::MR[op][memory.kind][size], &memory, fields);
+            }
+            (Operand::Memory, Operand::Immediate(value)) => {
+                let imm = small(value, size)?;
+                let memory = self.memory(c, 1 << size, how)?;
+                let fields = Fields {
+                    imm,
+                    ..Fields::default()
+                };
+                self.with_memory(alu::MI[op][memory.kind][size], &memory, fields);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn unary(&mut self, c: Candidate<'_>, op: usize) -> Option<()> {
+        let size = size_of_operand(c.iced, 0)?;
+        match c.insn.operands[0] {
+            Operand::Register(dst) => {
+                let table = if c.is_dead {
+                    &alu::UNARY_R_DEAD
+                } else {
+                    &alu::UNARY_R
+                };
+                let fields = Fields {
+                    dst,
+                    ..Fields::default()
+                };
+                self.with(table[op][size], fields);
+            }
+            Operand::Memory => {
+                let memory = self.memory(c, 1 << size, Use::Write)?;
+                let handler = alu::UNARY_M[op][memory.kind][size];
+                self.with_memory(handler, &memory, Fields::default());
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn shift(&mut self, c: Candidate<'_>, op: usize) -> Option<()> {
+        let size = size_of_operand(c.iced, 0)?;
+        let Operand::Register(dst) = c.insn.operands[0] else {
+            return None;
+        };
+        match c.insn.operands[1] {
+            Operand::Immediate(value) => {
+                let imm = (value & if size == 3 { 0x3f } else { 0x1f }) as i32;
+                if imm == 0 {
+                    return None;
+                }
+                let table = if c.is_dead {
+                    &alu::SHIFT_I_DEAD
+                } else {
+                    &alu::SHIFT_I
+                };
+                let fields = Fields {
+                    dst,
+                    imm,
+                    ..Fields::default()
+                };
+                self.with(table[op][size], fields);
+            }
+            Operand::Register(8) => {
+                let fields = Fields {
+                    dst,
+                    ..Fields::default()
+                };
+                self.with(alu::SHIFT_CL[op][size], fields);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn mov(&mut self, c: Candidate<'_>) -> Option<()> {
+        let size = size_of_operand(c.iced, 0)?;
+        match (c.insn.operands[0], c.insn.operands[1]) {
+            (Operand::Register(dst), Operand::Register(src)) => {
+                let fields = Fields {
+                    dst,
+                    src,
+                    ..Fields::default()
+                };
+                self.with(moves::MOV_RR[size], fields);
+            }
+            (Operand::Register(dst), Operand::Immediate(disp)) => {
+                let fields = Fields {
+                    dst,
+                    disp,
+                    ..Fields::default()
+                };
+                self.with(moves::MOV_RI[size], fields);
+            }
+            (Operand::Register(dst), Operand::Memory) => {
+                let memory = self.memory(c, 1 << size, Use::Read)?;
+                let fields = Fields {
+                    dst,
+                    ..Fields::default()
+                };
+                self.with_memory(moves::MOV_RM[memory.kind][size], &memory, fields);
+            }
+            (Operand::Memory, Operand::Register(src)) => {
+                let memory = self.memory(c, 1 << size, Use::Write)?;
+                let fields = Fields {
+                    src,
+                    ..Fields::default()
+                };
+                self.with_memory(moves::MOV_MR[memory.kind][size], &memory, fields);
+            }
+            (Operand::Memory, Operand::Immediate(value)) => {
+                let imm = small(value, size)?;
+                let memory = self.memory(c, 1 << size, Use::Write)?;
+                let fields = Fields {
+                    imm,
+                    ..Fields::default()
+                };
+                self.with_memory(moves::MOV_MI[memory.kind][size], &memory, fields);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// MOVZX (0), MOVSX and MOVSXD (1).
+    fn extend(&mut self, c: Candidate<'_>, signed: usize) -> Option<()> {
+        let to = size_of_operand(c.iced, 0)?.checked_sub(1)?;
+        let from = size_of_operand(c.iced, 1)?;
+        let Operand::Register(dst) = c.insn.operands[0] else {
+            return None;
+        };
+        match c.insn.operands[1] {
+            Operand::Register(src) => {
+                let fields = Fields {
+                    dst,
+                    src,
+                    ..Fields::default()
+                };
+                self.with(*moves::EXTEND_R[signed].get(from)?.get(to)?, fields);
+            }
+            Operand::Memory => {
+                let memory = self.memory(c, 1 << from, Use::Read)?;
+                let fields = Fields {
+                    dst,
+                    ..Fields::default()
+                };
+                let handler = *moves::EXTEND_M[signed][memory.kind].get(from)?.get(to)?;
+                self.with_memory(handler, &memory, fields);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn lea(&mut self, c: Candidate<'_>) -> Option<()> {
+        let size = size_of_operand(c.iced, 0)?;
+        let Operand::Register(dst) = c.insn.operands[0] else {
+            return None;
+        };
+        let operand = c.insn.memory;
+        let kind = match c.insn.address_bytes {
+            8 if operand.index == ZERO_REGISTER => BASE,
+            8 => INDEXED,
+            4 => FLAT32,
+            // A 16-bit destination takes the low bits of any address.
+            _ if size == 1 => FLAT32,
+            _ => return None,
+        };
+        let kind = usize::from(kind);
+        let fields = Fields {
+            dst,
+            ..Fields::default()
+        };
+        self.with_memory(moves::LEA[kind][size], &Memory { kind, operand }, fields);
+        Some(())
+    }
+
+    fn xchg(&mut self, c: Candidate<'_>) -> Option<()> {
+        let size = size_of_operand(c.iced, 0)?;
+        let (Operand::Register(dst), Operand::Register(src)) =
+            (c.insn.operands[0], c.insn.operands[1])
+        else {
+            return None;
+        };
+        let fields = Fields {
+            dst,
+            src,
+            ..Fields::default()
+        };
+        self.with(moves::XCHG_RR[size], fields);
+        Some(())
+    }
+
+    fn imul(&mut self, c: Candidate<'_>) -> Option<()> {
+        if c.iced.op_count() < 2 {
+            return None;
+        }
+        let size = size_of_operand(c.iced, 0)?;
+        let Operand::Register(dst) = c.insn.operands[0] else {
+            return None;
+        };
+        let src = match c.insn.operands[1] {
+            Operand::Register(src) => src,
+            Operand::Memory => {
+                self.load(c, size)?;
+                SPARE
+            }
+            _ => return None,
+        };
+        if let Operand::Immediate(value) = c.insn.operands[2] {
+            let imm = small(value, size)?;
+            let fields = Fields {
+                dst,
+                src,
+                imm,
+                ..Fields::default()
+            };
+            self.with(alu::IMUL_RI[size], fields);
+        } else {
+            let fields = Fields {
+                dst,
+                src,
+                ..Fields::default()
+            };
+            self.with(alu::IMUL_RR[size], fields);
+        }
+        Some(())
+    }
+
+    /// An instruction whose handlers go by operand size and kind of stack.
+    fn by_stack(&mut self, c: Candidate<'_>, table: &[[Handler; 3]; 3], f: Fields) -> Option<()> {
+        let size = c.insn.operand_bytes.trailing_zeros() as usize;
+        let handler = *table
+            .get(size.checked_sub(1)?)?
+            .get(self.mode.stack as usize)?;
+        self.with(handler, f);
+        Some(())
+    }
+
+    fn push_operand(&mut self, c: Candidate<'_>) -> Option<()> {
+        let size = c.insn.operand_bytes.trailing_zeros() as usize;
+        match c.insn.operands[0] {
+            Operand::Register(src) if src & 7 == 0 => self.by_stack(
+                c,
+                &stack::PUSH_R,
+                Fields {
+                    src,
+                    ..Fields::default()
+                },
+            ),
+            Operand::Immediate(value) => {
+                let imm = small(value, size)?;
+                self.by_stack(
+                    c,
+                    &stack::PUSH_I,
+                    Fields {
+                        imm,
+                        ..Fields::default()
+                    },
+                )
+            }
+            Operand::Memory => {
+                self.load(c, size)?;
+                let fields = Fields {
+                    src: SPARE,
+                    ..Fields::default()
+                };
+                self.by_stack(c, &stack::PUSH_R, fields)
+            }
+            _ => None,
+        }
+    }
+
+    fn pop_operand(&mut self, c: Candidate<'_>) -> Option<()> {
+        match c.insn.operands[0] {
+            Operand::Register(dst) if dst & 7 == 0 => self.by_stack(
+                c,
+                &stack::POP_R,
+                Fields {
+                    dst,
+                    ..Fields::default()
+                },
+            ),
+            _ => None,
+        }
+    }
+
+    fn implicit(&mut self, c: Candidate<'_>, table: &BySize) -> Option<()> {
+        let size = match c.iced.mnemonic() {
+            Mnemonic::Cbw | Mnemonic::Cwd => 1,
+            Mnemonic::Cwde | Mnemonic::Cdq => 2,
+            _ => 3,
+        };
+        self.with(table[size], Fields::default());
+        Some(())
+    }
+
+    /// Returns the target of a direct near branch, if it is one that may be jumped to.
+    fn direct_target(&self, insn: &Insn) -> Option<u64> {
+        let Operand::Branch(target) = insn.operands[0] else {
+            return None;
+        };
+        let is_plain_target = if self.mode.bits == 64 {
+            (target << 16) as i64 >> 16 == target as i64
+        } else {
+            target <= self.mode.cs_limit
+        };
+        is_plain_target.then_some(target)
+    }
+
+    fn jcc(&mut self, c: Candidate<'_>) -> Option<()> {
+        let target = self.direct_target(c.insn)?;
+        self.with(branch::JCC[condition(c.iced)?], Fields::default());
+        self.link(target, self.next_rip());
+        Some(())
+    }
+
+    fn jmp(&mut self, c: Candidate<'_>) -> Option<()> {
+        if c.iced.is_jmp_short_or_near() {
+            let target = self.direct_target(c.insn)?;
+            self.with(branch::jump, Fields::default());
+            self.link(target, target);
+            return Some(());
+        }
+        if !c.iced.is_jmp_near_indirect() {
+            return None;
+        }
+        let size = size_of_operand(c.iced, 0)?.checked_sub(1)?;
+        match c.insn.operands[0] {
+            Operand::Register(src) => {
+                self.with(
+                    branch::JUMP_R[size],
+                    Fields {
+                        src,
+                        ..Fields::default()
+                    },
+                );
+            }
+            Operand::Memory => {
+                let memory = self.memory(c, 2 << size, Use::Read)?;
+                let handler = branch::JUMP_M[memory.kind][size];
+                self.with_memory(handler, &memory, Fields::default());
+            }
+            _ => return None,
+        }
+        self.leave();
+        Some(())
+    }
+
+    fn call(&mut self, c: Candidate<'_>) -> Option<()> {
+        if c.iced.is_call_near() {
+            let target = self.direct_target(c.insn)?;
+            self.by_stack(c, &branch::CALL, Fields::default())?;
+            self.link(target, self.next_rip());
+            self.leave();
+            return Some(());
+        }
+        if !c.iced.is_call_near_indirect() {
+            return None;
+        }
+        let size = size_of_operand(c.iced, 0)?;
+        let src = match c.insn.operands[0] {
+            Operand::Register(src) => src,
+            Operand::Memory => {
+                self.load(c, size)?;
+                SPARE
+            }
+            _ => return None,
+        };
+        let disp = self.next_rip();
+        self.by_stack(
+            c,
+            &branch::CALL_R,
+            Fields {
+                src,
+                disp,
+                ..Fields::default()
+            },
+        )?;
+        self.leave();
+        Some(())
+    }
+
+    fn ret(&mut self, c: Candidate<'_>) -> Option<()> {
+        let imm = match c.insn.operands[0] {
+            Operand::None => 0,
+            Operand::Immediate(value) => (value & 0xffff) as i32,
+            _ => return None,
+        };
+        self.by_stack(
+            c,
+            &branch::RET,
+            Fields {
+                imm,
+                ..Fields::default()
+            },
+        )?;
+        self.leave();
+        Some(())
+    }
+
+    fn setcc(&mut self, c: Candidate<'_>) -> Option<()> {
+        let Operand::Register(dst) = c.insn.operands[0] else {
+            return None;
+        };
+        if size_of_operand(c.iced, 0)? != 0 {
+            return None;
+        }
+        self.with(
+            moves::SETCC[condition(c.iced)?],
+            Fields {
+                dst,
+                ..Fields::default()
+            },
+        );
+        Some(())
+    }
+
+    fn cmovcc(&mut self, c: Candidate<'_>) -> Option<()> {
+        let size = size_of_operand(c.iced, 0)?;
+        let Operand::Register(dst) = c.insn.operands[0] else {
+            return None;
+        };
+        let table = moves::CMOVCC.get(size.checked_sub(2)?)?;
+        let src = match c.insn.operands[1] {
+            Operand::Register(src) => src,
+            Operand::Memory => {
+                self.load(c, size)?;
+                SPARE
+            }
+            _ => return None,
+        };
+        self.with(
+            table[condition(c.iced)?],
+            Fields {
+                dst,
+                src,
+                ..Fields::default()
+            },
+        );
+        Some(())
+    }
+}
+
+/// Returns the micro-op for a comparing instruction with a Jcc behind it.
+fn fused_handler(c: Candidate<'_>, jcc: Candidate<'_>) -> Option<(Handler, Fields)> {
+    if !jcc.iced.is_jcc() || c.insn.locked {
+        return None;
+    }
+    let size = [0, 2, 3]
+        .iter()
+        .position(|&s| Some(s) == size_of_operand(c.iced, 0))?;
+    let Operand::Register(dst) = c.insn.operands[0] else {
+        return None;
+    };
+    let cc = condition(jcc.iced)?;
+    let op = match c.iced.mnemonic() {
+        Mnemonic::Cmp => 0,
+        Mnemonic::Test => 1,
+        Mnemonic::Sub => 2,
+        Mnemonic::And => 3,
+        Mnemonic::Add => 4,
+        Mnemonic::Dec | Mnemonic::Inc => 5,
+        _ => return None,
+    };
+    let fields = Fields {
+        dst,
+        ..Fields::default()
+    };
+    match (op, c.insn.operands[1]) {
+        (5, _) => {
+            let imm = if c.iced.mnemonic() == Mnemonic::Dec {
+                1
+            } else {
+                -1
+            };
+            Some((branch::FUSED_RI[op][size][cc], Fields { imm, ..fields }))
+        }
+        (_, Operand::Register(src)) => {
+            Some((branch::FUSED_RR[op][size][cc], Fields { src, ..fields }))
+        }
+        (_, Operand::Immediate(value)) => {
+            let imm = small(
+                value,
+                c.iced.op0_register().size().trailing_zeros() as usize,
+            )?;
+            Some((branch::FUSED_RI[op][size][cc], Fields { imm, ..fields }))
+        }
+        _ => None,
+    }
+}
+
+/// Finds out whose status flags nobody looks at: `dead[n]` for each instruction.
+pub(crate) fn dead_flags(run: &[Instruction]) -> Vec<bool> {
+    let mut dead = vec![false; run.len()];
+    let mut live = STATUS;
+    for (n, i) in run.iter().enumerate().rev() {
+        if !is_pure(i) {
+            live = STATUS;
+            continue;
+        }
+        let changed = i.rflags_modified() & STATUS;
+        dead[n] = changed != 0 && changed & live == 0;
+        // A shift by CL may leave the flags alone.
+        let may_skip = shift(i.mnemonic()).is_some() && i.op1_register() == Register::CL;
+        if !may_skip {
+            live &= !changed;
+        }
+        live |= i.rflags_read() & STATUS;
+    }
+    dead
+}
+
+/// The six status flags in the decoder's bits.
+const STATUS: u32 = iced_x86::RflagsBits::OF
+    | iced_x86::RflagsBits::SF
+    | iced_x86::RflagsBits::ZF
+    | iced_x86::RflagsBits::AF
+    | iced_x86::RflagsBits::CF
+    | iced_x86::RflagsBits::PF;
