@@ -7,7 +7,7 @@ use std::hint::black_box;
 use super::moves::conditions;
 use super::operand::{address, get, imm, set};
 use super::stack::{pop_place, push_place, set_stack_pointer};
-use super::{Handler, Header, Left, Link, Uop, bail, enter, header, host, next};
+use super::{Handler, Header, Left, Link, Uop, bail, enter, header, host};
 use crate::Cpu;
 use crate::block::Block;
 use crate::flags::LazyFlags;

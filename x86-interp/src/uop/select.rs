@@ -9,7 +9,7 @@ use vmx_model::arch::SegmentRegister;
 use super::alu::{self, BySize};
 use super::moves::{self, detail};
 use super::operand::{BASE, FLAT32, INDEXED, SPARE};
-use super::{Handler, Link, Slot, Uop, branch, plain, stack};
+use super::{Handler, Link, Slot, Uop, branch, stack};
 use crate::block::CodeMode;
 use crate::insn::{Insn, MemoryOperand, Operand, RegisterOffset, ZERO_REGISTER};
 
@@ -203,8 +203,7 @@ impl Emit<'_> {
     fn set_rests(&mut self) {
         let end = self.end.unwrap_or(self.slots.len());
         for &n in &self.uops {
-            // SAFETY: `uops` lists the slots that hold micro-ops.
-            unsafe { self.slots[n].uop.rest = (end - n) as u8 };
+            self.slots[n].uop.rest = (end - n) as u8;
         }
     }
 }
