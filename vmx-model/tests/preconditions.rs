@@ -45,6 +45,7 @@ fn rule(step: &Step) -> Rule {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "parses a long table")]
 fn the_table_has_the_steps_of_the_specification() {
     let spec = spec();
     assert_eq!(spec.len(), 121);
@@ -155,6 +156,7 @@ fn is_precondition(step: &Step) -> bool {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "parses a long table")]
 fn each_precondition_decides_when_it_is_the_first_that_holds() {
     let profile = VmxProfile::everything();
     let spec = spec();

@@ -33,17 +33,23 @@ const LAUNCH: Action = Action::Vmlaunch(Blocking::None);
 const RESUME: Action = Action::Vmresume(Blocking::None);
 const SUCCEED: Answer = Answer::Outcome(VmxOutcome::Succeed);
 
+/// Sequences for each profile and number of processors; Miri is slow.
+const COUNT: u64 = if cfg!(miri) { 1 } else { 40 };
+
 #[test]
 fn random_sequences_agree_with_the_naive_model() {
     let mut statistics = Statistics::default();
     for profile in VmxProfile::all() {
         let profile = Arc::new(profile);
         for cpus in 1..=4 {
-            match run_sequences(&profile, 1000 * u64::from(cpus), 40, cpus) {
+            match run_sequences(&profile, 1000 * u64::from(cpus), COUNT, cpus) {
                 Ok(run) => statistics.add(&run),
                 Err(divergence) => panic!("{} with {cpus}: {divergence}", profile.name),
             }
         }
+    }
+    if cfg!(miri) {
+        return;
     }
     // The sequences reach what they are for.
     let counts = [
@@ -100,7 +106,7 @@ fn write_all(machine: &mut Machine, values: &[u64]) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 64,
+        cases: if cfg!(miri) { 1 } else { 64 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
@@ -375,6 +381,8 @@ fn a_vmcs_moves_between_threads_by_a_remote_vmclear() {
     assert_eq!(there.read(Field::GUEST_RIP), Ok(B.0));
 }
 
+const ROUNDS: u32 = if cfg!(miri) { 5 } else { 500 };
+
 /// A processor's own sequence of VMWRITEs, VMPTRLDs, VMCLEARs and VMREADs on two regions; returns
 /// what the VMREADs read.
 fn own_sequence(n: u32, memory: &mut Shared, cpu: &mut LogicalProcessor) -> Vec<u64> {
@@ -383,7 +391,7 @@ fn own_sequence(n: u32, memory: &mut Shared, cpu: &mut LogicalProcessor) -> Vec<
     let succeed = Ok(VmxOutcome::Succeed);
     assert_eq!(cpu.vmxon(vmxon_region(n), memory), succeed);
     let mut read = Vec::new();
-    for _ in 0..500 {
+    for _ in 0..ROUNDS {
         let region = regions[random.below(2) as usize];
         if random.below(3) == 0 {
             assert_eq!(cpu.vmclear(region, memory), succeed);
