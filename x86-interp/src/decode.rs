@@ -84,6 +84,23 @@ pub(crate) fn gpr_offset(r: Register) -> RegisterOffset {
     }
 }
 
+/// Returns the segment of the memory operand. In 64-bit mode the prefixes of ES, CS, SS and DS are
+/// ignored (SDM Vol. 2, "Instruction Prefixes"): what the base register implies is left.
+fn data_segment(i: &Instruction) -> SegmentRegister {
+    let is_ignored = i.code_size() == iced_x86::CodeSize::Code64
+        && !matches!(
+            i.segment_prefix(),
+            Register::None | Register::FS | Register::GS
+        );
+    if !is_ignored {
+        return segment(i.memory_segment());
+    }
+    match i.memory_base() {
+        Register::RSP | Register::RBP | Register::ESP | Register::EBP => SegmentRegister::Ss,
+        _ => SegmentRegister::Ds,
+    }
+}
+
 fn segment(r: Register) -> SegmentRegister {
     match r {
         Register::ES => SegmentRegister::Es,
@@ -110,7 +127,7 @@ fn memory(i: &Instruction) -> MemoryOperand {
         base: gpr_offset(base),
         index: gpr_offset(i.memory_index()),
         scale_shift: i.memory_index_scale().trailing_zeros() as u8,
-        segment: segment(i.memory_segment()),
+        segment: data_segment(i),
         displacement,
     }
 }

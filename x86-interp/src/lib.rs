@@ -47,3 +47,10 @@ pub use cpu::Cpu;
 pub use fault::{Exec, Fault};
 pub use run::Kicker;
 pub use stop::Stop;
+
+/// Whether an instruction form has a plain handler; without one it ends in
+/// [`Stop::Unimplemented`].
+#[must_use]
+pub fn implements(code: iced_x86::Code) -> bool {
+    exec::lookup(code).is_some()
+}

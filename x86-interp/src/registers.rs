@@ -13,6 +13,18 @@ impl Cpu {
         }
     }
 
+    /// Returns one general-purpose register by number; numbers above 15 read as 0.
+    #[must_use]
+    pub fn gpr(&self, number: usize) -> u64 {
+        self.gpr[..16].get(number).copied().unwrap_or(0)
+    }
+
+    /// Returns RIP.
+    #[must_use]
+    pub fn rip(&self) -> u64 {
+        self.state.rip
+    }
+
     /// Returns the system registers that VM entry does not load.
     #[must_use]
     pub fn system_registers(&self) -> &SystemRegisters {

@@ -1,7 +1,7 @@
 //! Bit test, bit scan, byte swap, BMI, CRC32: SDM Vol. 1, "Bit and Byte Instructions" and "Bit
 //! Manipulation Instructions (BMI1 and BMI2)".
 
-use iced_x86::{Code, Mnemonic};
+use iced_x86::{Code, EncodingKind, Mnemonic};
 use vmx_model::arch::Rflags;
 
 use super::Row;
@@ -15,6 +15,9 @@ use crate::{Cpu, Exec, alu};
 
 /// Returns the row of a bit instruction.
 pub(crate) fn lookup(code: Code) -> Option<Row> {
+    if code.encoding() == EncodingKind::XOP {
+        return None;
+    }
     let (operand, handlers) = match code.mnemonic() {
         Mnemonic::Bt => (0, sized!(bt)),
         Mnemonic::Bts => (0, sized!(bts)),

@@ -137,10 +137,11 @@ pub(crate) fn pop<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         .inspect_err(|_| cpu.gpr[usize::from(RSP)] = before)
 }
 
-/// PUSHA: all eight registers, with the old stack pointer. Nothing is pushed unless all can be.
+/// PUSHA: all eight registers, with the old stack pointer. Nothing is pushed unless all can be;
+/// the fault is that of the first push that cannot.
 pub(crate) fn pusha<W: Width>(cpu: &mut Cpu, _: &Insn) -> Exec {
     let bytes = W::BYTES as u64;
-    for place in [8, 1] {
+    for place in 1..=8 {
         let offset = cpu.stack_offset((place * bytes).wrapping_neg());
         cpu.load_for_update::<W>(SegmentRegister::Ss, offset)?;
     }
