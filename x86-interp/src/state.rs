@@ -61,6 +61,21 @@ impl core::error::Error for RestoreError {}
 
 impl Cpu {
     /// Returns the state to be saved. The processor must not be inside [`Cpu::run`].
+    ///
+    /// # Examples
+    /// ```
+    /// use x86_interp::Cpu;
+    /// use x86_interp::bus::{EmptyBus, InstructionClock};
+    /// use x86_interp::mem::phys::PhysMap;
+    ///
+    /// let clock = || Box::new(InstructionClock::default());
+    /// let cpu = Cpu::new(PhysMap::new(), Box::new(EmptyBus), clock());
+    /// let saved = cpu.save();
+    /// let mut other = Cpu::new(PhysMap::new(), Box::new(EmptyBus), clock());
+    /// other.restore(&saved)?;
+    /// assert_eq!(other.save(), saved);
+    /// # Ok::<(), x86_interp::state::RestoreError>(())
+    /// ```
     #[must_use]
     pub fn save(&self) -> CpuState {
         let mut gpr = [0; 16];

@@ -161,6 +161,16 @@ impl Profile {
     }
 
     /// Returns the CPUID leaves.
+    ///
+    /// # Examples
+    /// ```
+    /// use x86_interp::cpuid::{Feature, Profile};
+    ///
+    /// let table = Profile::DEFAULT.table();
+    /// assert!(table.features().has(Feature::Vmx));
+    /// assert_eq!(table.physical_address_bits(), 46);
+    /// assert_eq!(table.answer(0, 0).ebx.to_le_bytes(), *b"Genu");
+    /// ```
     #[must_use]
     pub fn table(&self) -> CpuidTable {
         let set = self.features();

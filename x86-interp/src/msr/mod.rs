@@ -84,6 +84,19 @@ impl Default for Msrs {
 impl Cpu {
     /// Reads an MSR as RDMSR does.
     ///
+    /// # Examples
+    /// ```
+    /// use x86_interp::Cpu;
+    /// use x86_interp::bus::{EmptyBus, InstructionClock};
+    /// use x86_interp::mem::phys::PhysMap;
+    ///
+    /// let clock = Box::new(InstructionClock::default());
+    /// let mut cpu = Cpu::new(PhysMap::new(), Box::new(EmptyBus), clock);
+    /// cpu.write_msr(0x277, 0x0007_0406_0007_0406).unwrap();
+    /// assert_eq!(cpu.read_msr(0x277), Ok(0x0007_0406_0007_0406));
+    /// assert!(cpu.write_msr(0x277, 2).is_err(), "2 is no memory type");
+    /// ```
+    ///
     /// # Errors
     /// #GP(0) if there is no such MSR, or it cannot be read.
     pub fn read_msr(&mut self, index: u32) -> Exec<u64> {
