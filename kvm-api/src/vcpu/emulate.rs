@@ -90,6 +90,23 @@ impl EmulatorBus {
     }
 }
 
+/// Joins the pieces of a write that the bus gets in powers of two: 3 bytes come as 2 and 1. What
+/// user space sees is split only at page ends, and above eight bytes.
+fn join(last: &mut IoAccess, next: &IoAccess) -> bool {
+    let end = last.address.wrapping_add(u64::from(last.size));
+    let is_piece = last.space == IoSpace::Memory
+        && next.space == IoSpace::Memory
+        && end == next.address
+        && end & 0xfff != 0
+        && next.size < last.size.next_power_of_two()
+        && last.size + next.size < 8;
+    if is_piece {
+        last.data |= next.data << (8 * u32::from(last.size));
+        last.size += next.size;
+    }
+    is_piece
+}
+
 impl Bus for EmulatorBus {
     fn memory_read(&mut self, at: Hpa, size: usize) -> core::result::Result<u64, Suspend> {
         self.read(IoSpace::Memory, at.0, size)
@@ -336,6 +353,8 @@ impl Loaded<'_> {
         system.breakpoints = self.state.db;
         system.dr6 = self.state.dr6;
         system.xcr0 = self.state.xcr0;
+        let fpu = self.vmcs.processor().cpu(self.vm.host()).fpu();
+        cpu.fpu_mut().clone_from(fpu);
     }
 
     /// Takes the state back, and writes what differs as software does for the guest.
@@ -345,6 +364,8 @@ impl Loaded<'_> {
         self.state.regs[RSP] = new.rsp;
         self.state.rip = new.rip;
         self.state.cr2 = cpu.system_registers().cr2;
+        let fpu = self.vmcs.processor().cpu(self.vm.host()).fpu_mut();
+        fpu.clone_from(cpu.fpu());
         self.vmcs.write(Field::GUEST_RFLAGS, new.rflags.bits());
         self.vmcs.write(
             Field::GUEST_INTERRUPTIBILITY_STATE,
@@ -541,6 +562,17 @@ impl Repeat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_of_a_write_are_joined() {
+        let at = |address, size, data| IoAccess { space: IoSpace::Memory, address, size, data };
+        let mut write = at(0x90ffd, 2, 0x3322);
+        assert!(join(&mut write, &at(0x90fff, 1, 0x44)));
+        assert_eq!(write, at(0x90ffd, 3, 0x44_3322));
+        assert!(!join(&mut write, &at(0x91000, 1, 0)));
+        let mut write = at(0x90000, 4, 0);
+        assert!(!join(&mut write, &at(0x90004, 4, 0)));
+    }
 
     #[test]
     fn repeated_string_instructions_are_recognized() {

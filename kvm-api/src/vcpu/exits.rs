@@ -9,7 +9,7 @@ use crate::vcpu::run::Next;
 use kvm_bindings::*;
 use vmx_model::addr::Gpa;
 use vmx_model::controls::ProcControls;
-use vmx_model::event::{InterruptionInfo, vector};
+use vmx_model::event::{EventType, InterruptionInfo, vector};
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::field::Field;
 
@@ -232,7 +232,12 @@ impl Loaded<'_> {
         let code = self.vmcs.read(Field::VM_EXIT_INTERRUPTION_ERROR_CODE) as u32;
         self.state.event_instruction_length = self.vmcs.read(Field::VM_EXIT_INSTRUCTION_LENGTH);
         match info.vector() {
-            vector::DB => self.handle_debug_exception(),
+            vector::DB => {
+                if info.kind() == Some(EventType::PrivilegedSoftwareException) {
+                    let _ = self.skip_instruction();
+                }
+                self.handle_debug_exception()
+            }
             vector::BP => {
                 let pc = self.linear_rip();
                 let dr6 = self.state.dr6;

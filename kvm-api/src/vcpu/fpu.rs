@@ -6,7 +6,9 @@
 
 use crate::cpuid::supported_xcr0;
 use crate::errno::{Errno, Result};
+use crate::vcpu::Loaded;
 use kvm_bindings::kvm_fpu;
+use x86_interp::fpu::FpuState;
 use x86_interp::xstate::{AVX, EXTENDED, SSE, X87};
 
 /// Bytes of the area, and of what KVM_GET_XSAVE and KVM_SET_XSAVE copy.
@@ -95,9 +97,9 @@ impl GuestFpu {
         &self.area
     }
 
-    /// Replaces the area by one that the processor has saved.
-    pub(crate) fn set_area(&mut self, area: &[u8; XSAVE_BYTES]) {
-        self.area.copy_from_slice(area);
+    /// Returns the area, for a processor to save its registers in.
+    pub(crate) fn area_mut(&mut self) -> &mut [u8; XSAVE_BYTES] {
+        &mut self.area
     }
 
     /// Returns the legacy state: api.rst, "KVM_GET_FPU". The kernel does not fill `mxcsr`.
@@ -178,6 +180,50 @@ impl GuestFpu {
         self.put(XSTATE_BV, &bv.to_le_bytes());
         Ok(())
     }
+}
+
+impl Loaded<'_> {
+    /// Gives the processor the guest's registers (`kvm_load_guest_fpu()`).
+    pub(crate) fn load_fpu(&mut self) {
+        let cpu = self.vmcs.processor().cpu(self.vm.host());
+        match &mut self.caches.fpu {
+            Some(live) => {
+                core::mem::swap(cpu.fpu_mut(), &mut live.fpu);
+                cpu.system_registers_mut().pkru = live.pkru;
+            }
+            None => cpu.restore_xstate(self.state.fpu.area()),
+        }
+    }
+
+    /// Takes the guest's registers from the processor (`kvm_put_guest_fpu()`); they are put in the
+    /// area when somebody asks for it.
+    pub(crate) fn put_fpu(&mut self) {
+        let cpu = self.vmcs.processor().cpu(self.vm.host());
+        let pkru = cpu.system_registers().pkru;
+        let live = self.caches.fpu.get_or_insert_with(|| {
+            Box::new(LiveFpu { fpu: FpuState::initial(), pkru })
+        });
+        core::mem::swap(cpu.fpu_mut(), &mut live.fpu);
+        live.pkru = pkru;
+    }
+
+    /// Returns the area, up to date; the processor takes its registers from it again.
+    pub(crate) fn fpu(&mut self) -> &mut GuestFpu {
+        if self.caches.fpu.is_some() {
+            self.load_fpu();
+            let cpu = self.vmcs.processor().cpu(self.vm.host());
+            cpu.save_xstate(self.state.fpu.area_mut());
+            self.caches.fpu = None;
+        }
+        &mut self.state.fpu
+    }
+}
+
+/// The guest's registers in the processor's own form, between two runs.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveFpu {
+    fpu: FpuState,
+    pkru: u32,
 }
 
 #[cfg(test)]

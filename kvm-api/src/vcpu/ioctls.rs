@@ -44,7 +44,7 @@ pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
     row(KVM_GET_XSAVE2, get_xsave),
     row(KVM_SET_XSAVE, |vcpu, arg| {
         let bytes: Vec<u8> = UserPtr(arg).read_array(super::fpu::XSAVE_BYTES)?;
-        done(vcpu.with(|vcpu| vcpu.state.fpu.set_xsave(&bytes)))
+        done(vcpu.with(|vcpu| vcpu.fpu().set_xsave(&bytes)))
     }),
     row(KVM_GET_XCRS, |vcpu, arg| put(arg, &vcpu.get_xcrs()?)),
     row(KVM_SET_XCRS, |vcpu, arg| {
@@ -104,7 +104,7 @@ pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
 ];
 
 fn get_xsave(vcpu: &Arc<Vcpu>, arg: u64) -> Result<i64> {
-    let bytes = vcpu.with(|vcpu| Ok(vcpu.state.fpu.to_xsave()))?;
+    let bytes = vcpu.with(|vcpu| Ok(vcpu.fpu().to_xsave()))?;
     UserPtr(arg).write_array(&bytes).map(|()| 0)
 }
 
@@ -275,7 +275,7 @@ impl Vcpu {
     /// # Errors
     /// ENOMEM.
     pub fn get_fpu(&self) -> Result<kvm_fpu> {
-        self.with(|vcpu| Ok(vcpu.state.fpu.to_kvm_fpu()))
+        self.with(|vcpu| Ok(vcpu.fpu().to_kvm_fpu()))
     }
 
     /// Replaces the x87 and SSE registers, but MXCSR: api.rst, "KVM_SET_FPU".
@@ -284,7 +284,7 @@ impl Vcpu {
     /// ENOMEM.
     pub fn set_fpu(&self, fpu: &kvm_fpu) -> Result<()> {
         self.with(|vcpu| {
-            vcpu.state.fpu.set_kvm_fpu(fpu);
+            vcpu.fpu().set_kvm_fpu(fpu);
             Ok(())
         })
     }

@@ -33,6 +33,7 @@ use crate::vm::Vm;
 use crate::vmx::CurrentVmcs;
 use crate::vmx::setup::VmxPages;
 use emulate::Emulator;
+use fpu::LiveFpu;
 use state::VcpuState;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -82,6 +83,8 @@ pub(crate) struct Caches {
     pub(crate) launched: bool,
     /// The EPT pointer in the VMCS, and the generation of the mappings that the processor may hold.
     pub(crate) ept: Option<(u64, u64)>,
+    /// The floating-point registers as the processor had them; then the area is out of date.
+    pub(crate) fpu: Option<Box<LiveFpu>>,
     /// Instructions of a slice.
     pub(crate) budget: u64,
     pub(crate) emulator: Option<Box<Emulator>>,
@@ -96,6 +99,7 @@ impl Default for Caches {
         Self {
             launched: false,
             ept: None,
+            fpu: None,
             budget: 20_000,
             emulator: None,
             cpuid_generation: 0,

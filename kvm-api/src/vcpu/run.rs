@@ -25,7 +25,9 @@ impl Loaded<'_> {
     /// Runs the guest until something concerns user space.
     pub(crate) fn run(&mut self) -> Result<()> {
         let signals = Blocked::new(self.state.signal_mask);
+        self.load_fpu();
         let result = self.run_with(&signals);
+        self.put_fpu();
         self.store_sync_regs(self.run.read(offset::VALID_REGS));
         self.post_run_save();
         result

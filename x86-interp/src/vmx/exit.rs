@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use vmx_model::arch::ArchState;
+use vmx_model::exit_reason::ExitReason;
 use vmx_model::processor::Registers;
 
 use super::RootSoftware;
@@ -29,7 +30,10 @@ impl Cpu {
             return Ok(());
         };
         exit.preemption_timer = self.preemption_timer_value();
-        if let Some(event) = self.delivering.take() {
+        // A triple fault is not an exit in the middle of a delivery (SDM Vol. 3C, "Information for
+        // VM Exits During Event Delivery").
+        let delivering = self.delivering.take();
+        if let Some(event) = delivering.filter(|_| exit.reason != ExitReason::TRIPLE_FAULT) {
             if exit.instruction_length == 0 {
                 exit.instruction_length = event.instruction_length;
             }
