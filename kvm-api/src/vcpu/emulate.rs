@@ -565,7 +565,12 @@ mod tests {
 
     #[test]
     fn pieces_of_a_write_are_joined() {
-        let at = |address, size, data| IoAccess { space: IoSpace::Memory, address, size, data };
+        let at = |address, size, data| IoAccess {
+            space: IoSpace::Memory,
+            address,
+            size,
+            data,
+        };
         let mut write = at(0x90ffd, 2, 0x3322);
         assert!(join(&mut write, &at(0x90fff, 1, 0x44)));
         assert_eq!(write, at(0x90ffd, 3, 0x44_3322));

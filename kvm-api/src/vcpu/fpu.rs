@@ -201,7 +201,10 @@ impl Loaded<'_> {
         let cpu = self.vmcs.processor().cpu(self.vm.host());
         let pkru = cpu.system_registers().pkru;
         let live = self.caches.fpu.get_or_insert_with(|| {
-            Box::new(LiveFpu { fpu: FpuState::initial(), pkru })
+            Box::new(LiveFpu {
+                fpu: FpuState::initial(),
+                pkru,
+            })
         });
         core::mem::swap(cpu.fpu_mut(), &mut live.fpu);
         live.pkru = pkru;
