@@ -100,8 +100,10 @@ const fn is_fault(event: &Event) -> bool {
 
 /// Where a gate leads.
 struct Target {
-    /// What CS will hold, with the new CPL as RPL.
-    code: Segment,
+    /// The code segment, not yet marked as accessed.
+    descriptor: Descriptor,
+    /// What CS will hold: with the new CPL as RPL.
+    selector: Selector,
     /// The new CPL.
     level: u8,
     /// The new instruction pointer.
@@ -332,7 +334,7 @@ impl Cpu {
         let target = self.gate_target(gate, size)?;
         let from_virtual = self.mode() == Mode::Virtual8086;
         if from_virtual && target.level != 0 {
-            return Err(Exception::gp(Selector(target.code.selector).error_code()).into());
+            return Err(Exception::gp(target.selector.error_code()).into());
         }
         let is_inner = from_virtual || target.level < self.cpl();
         let mut stack = if is_inner {
@@ -340,9 +342,10 @@ impl Cpu {
         } else {
             self.stack()
         };
-        if target.offset > u64::from(target.code.limit) {
+        if target.offset > u64::from(target.descriptor.limit()) {
             return Err(Exception::gp(0).into());
         }
+        let code = self.accessed(target.selector, target.descriptor)?;
         self.push_event(event, &mut stack, size, is_inner)?;
         if from_virtual {
             self.clear_data_segments();
@@ -350,7 +353,7 @@ impl Cpu {
         if is_inner {
             self.set_segment(SegmentRegister::Ss, stack.segment);
         }
-        self.enter_handler(gate, &target);
+        self.enter_handler(gate, code, target.offset);
         self.set_stack_pointer(&stack);
         Ok(())
     }
@@ -383,9 +386,9 @@ impl Cpu {
     }
 
     /// Loads CS:RIP and the flags of a handler.
-    fn enter_handler(&mut self, gate: Descriptor, target: &Target) {
-        self.set_segment(SegmentRegister::Cs, target.code);
-        self.next_rip = target.offset;
+    fn enter_handler(&mut self, gate: Descriptor, code: Segment, offset: u64) {
+        self.set_segment(SegmentRegister::Cs, code);
+        self.next_rip = offset;
         let mut cleared = Rflags::TF | Rflags::VM | Rflags::RF | Rflags::NT;
         if matches!(gate.system(self.column()), System::InterruptGate(_)) {
             cleared |= Rflags::IF;
@@ -415,10 +418,9 @@ impl Cpu {
         } else {
             rights.dpl()
         };
-        let mut segment = self.accessed(selector, descriptor)?;
-        segment.selector = selector.with_rpl(level).0;
         Ok(Target {
-            code: segment,
+            descriptor,
+            selector: selector.with_rpl(level),
             level,
             offset: gate.gate_offset(size),
         })
@@ -433,11 +435,12 @@ impl Cpu {
         if !self.is_canonical(target.offset) {
             return Err(Exception::gp(0).into());
         }
+        let code = self.accessed(target.selector, target.descriptor)?;
         self.push_event(event, &mut stack, 8, true)?;
         if is_inner {
             self.set_segment(SegmentRegister::Ss, stack.segment);
         }
-        self.enter_handler(gate, &target);
+        self.enter_handler(gate, code, target.offset);
         self.set_stack_pointer(&stack);
         Ok(())
     }

@@ -161,8 +161,10 @@ impl Cpu {
             layout: Layout::of(size),
             return_rip,
         };
-        let image = self.read_tss(&switch)?;
+        self.read_tss(&switch)?;
         self.save_task(&switch)?;
+        // Read again: the task may be its own successor.
+        let image = self.read_tss(&switch)?;
         self.load_task(&switch, &image)?;
         Ok(size)
     }
@@ -306,21 +308,24 @@ impl Cpu {
             self.gpr[n] = u64::from(layout.register(image, n + 2));
         }
         self.load_task_selectors(layout, image, flags);
-        self.set_segment(SegmentRegister::Ldtr, null_segment(Selector(0)));
+        let ldt = Selector(layout.get(image, layout.ldt) as u16);
+        self.set_segment(SegmentRegister::Ldtr, null_segment(ldt));
         self.state.cr0 |= Cr0::TS;
         self.state.dr7 &= !DR7_LOCAL;
     }
 
-    /// Until their descriptors are loaded, the segments are unusable; SS already has the CPL.
+    /// Until their descriptors are loaded, the segments are unusable.
+    ///
+    /// Choice: SS holds CPL 3 meanwhile, as in Bochs, so that a handler of a fault gets a stack of
+    /// the new TSS rather than the one that is not there.
     fn load_task_selectors(&mut self, layout: &Layout, image: &[u8], flags: Rflags) {
-        let level = layout.selector(image, SegmentRegister::Cs as usize).rpl();
         for register in TASK_SEGMENTS {
             let selector = layout.selector(image, register as usize);
             let mut segment = null_segment(selector);
             if flags.contains(Rflags::VM) {
                 segment = virtual_8086_segment(selector.0);
             } else if register == SegmentRegister::Ss {
-                segment.access = AccessRights::UNUSABLE.with_dpl(level);
+                segment.access = AccessRights::UNUSABLE.with_dpl(3);
             }
             self.set_segment(register, segment);
         }

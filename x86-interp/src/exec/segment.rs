@@ -305,6 +305,8 @@ impl Cpu {
 }
 
 /// LAR: the second doubleword of the descriptor, masked by 00FxFF00H.
+///
+/// Choice: the undefined bits 19:16 are the descriptor's, as on real processors.
 fn lar(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_protected()?;
     let selector = Selector(cpu.read::<u16>(insn, 1)?);
@@ -314,7 +316,7 @@ fn lar(cpu: &mut Cpu, insn: &Insn) -> Exec {
         cpu.set_status(Rflags::ZF, Rflags::empty());
         return Ok(());
     };
-    let rights = (descriptor.low >> 32) & 0x00f0_ff00;
+    let rights = (descriptor.low >> 32) & 0x00ff_ff00;
     write_by_size(cpu, insn, rights)?;
     cpu.set_status(Rflags::ZF, Rflags::ZF);
     Ok(())

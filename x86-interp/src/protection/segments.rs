@@ -253,12 +253,12 @@ fn descriptors_are_looked_at_without_faults() {
     const VERW: &[u8] = &[0x0f, 0x00, 0xe8];
     // (instruction, CPL, selector, EBX if ZF is set)
     let rows: &[(&[u8], u8, u16, Option<u64>)] = &[
-        (LAR, 0, CODE0, Some(0x00c0_9b00)),
+        (LAR, 0, CODE0, Some(0x00cf_9b00)),
         (LAR, 0, 0, None),
         (LAR, 0, BEYOND, None),
         (LAR, 3, DATA0, None),
-        (LAR, 3, DATA3, Some(0x00c0_f300)),
-        (LAR, 3, CONFORMING0, Some(0x00c0_9f00)),
+        (LAR, 3, DATA3, Some(0x00cf_f300)),
+        (LAR, 3, CONFORMING0, Some(0x00cf_9f00)),
         (LAR, 0, DATA0 | 3, None),
         (LAR, 0, TSS_FREE, Some(0x8900)),
         (LAR, 0, GATE0, Some(0x8c00)),

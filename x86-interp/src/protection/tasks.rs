@@ -191,6 +191,18 @@ fn segments_are_checked_in_the_new_task() {
 }
 
 #[test]
+fn a_task_may_be_its_own_successor() {
+    let mut world = switching(IRET);
+    world.set_flags(Rflags::NT);
+    world.write_word(TSS, sel::TSS_BUSY);
+    world.cpu.gpr[3] = 0x1234;
+    world.execute().expect("a busy task");
+    assert_eq!(world.cpu.state.rip, CODE + 1);
+    assert_eq!(world.cpu.gpr[3], 0x1234);
+    assert!(!world.cpu.rflags().contains(Rflags::NT));
+}
+
+#[test]
 fn a_task_at_an_outer_level_starts_there() {
     let mut world = switching(&direct(JMP, sel::TSS_FREE));
     let selectors = [
