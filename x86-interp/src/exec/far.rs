@@ -115,13 +115,13 @@ impl Cpu {
     /// Real-address and virtual-8086 mode.
     fn far_transfer_real(&mut self, far: Far) -> Exec {
         let code = self.real_style_code(far.selector);
-        self.check_offset(&code, far.offset)?;
+        let offset = self.code_offset(&code, far.offset)?;
         if far.transfer == Transfer::Call {
             let mut stack = self.stack();
             self.push_return(&mut stack, far.size)?;
             self.set_stack_pointer(&stack);
         }
-        self.enter_code(code, far.offset);
+        self.enter_code(code, offset);
         Ok(())
     }
 
@@ -151,7 +151,7 @@ impl Cpu {
             return Err(Exception::np(code).into());
         }
         let offset = far.offset & address_mask(far.size);
-        self.check_offset(&descriptor.segment(far.selector), offset)?;
+        let offset = self.code_offset(&descriptor.segment(far.selector), offset)?;
         let mut segment = self.accessed(far.selector, descriptor)?;
         segment.selector = far.selector.with_rpl(cpl).0;
         if far.transfer == Transfer::Call {
@@ -169,15 +169,17 @@ impl Cpu {
         self.column() == Column::Ia32e && rights.is_long() && rights.is_big()
     }
 
-    /// #GP(0) unless `offset` lies in the code segment: in its limit, or canonical in 64-bit mode.
-    pub(crate) fn check_offset(&self, code: &Segment, offset: u64) -> Exec {
-        let is_inside = if self.column() == Column::Ia32e && code.access.is_long() {
-            self.is_canonical(offset)
+    /// Returns the instruction pointer for `offset` in a code segment: RIP in a 64-bit one, else
+    /// EIP. #GP(0) unless it is canonical, or within the limit.
+    pub(crate) fn code_offset(&self, code: &Segment, offset: u64) -> Exec<u64> {
+        let (offset, is_inside) = if self.column() == Column::Ia32e && code.access.is_long() {
+            (offset, self.is_canonical(offset))
         } else {
-            offset <= u64::from(code.limit)
+            let eip = offset & 0xffff_ffff;
+            (eip, eip <= u64::from(code.limit))
         };
         if is_inside {
-            Ok(())
+            Ok(offset)
         } else {
             Err(Exception::gp(0).into())
         }
@@ -217,8 +219,8 @@ impl Cpu {
             return Err(Exception::np(code).into());
         }
         let level = if is_inner { rights.dpl() } else { cpl };
-        let offset = gate.gate_offset(size);
-        self.check_offset(&descriptor.segment(selector), offset)?;
+        let code = descriptor.segment(selector);
+        let offset = self.code_offset(&code, gate.gate_offset(size))?;
         let mut segment = self.accessed(selector, descriptor)?;
         segment.selector = selector.with_rpl(level).0;
         match far.transfer {
@@ -281,7 +283,7 @@ fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let selector = Selector(cpu.pop_value(&mut stack, size)? as u16);
     if cpu.mode().is_real_style() {
         let code = cpu.real_style_code(selector);
-        cpu.check_offset(&code, offset)?;
+        let offset = cpu.code_offset(&code, offset)?;
         stack.move_by(parameters);
         cpu.set_stack_pointer(&stack);
         cpu.enter_code(code, offset);
@@ -302,7 +304,7 @@ impl Cpu {
         let (code, descriptor) = self.return_code_segment(selector)?;
         stack.move_by(parameters);
         if selector.rpl() == self.cpl() {
-            self.check_offset(&code, offset)?;
+            let offset = self.code_offset(&code, offset)?;
             self.accessed(selector, descriptor)?;
             self.set_stack_pointer(&stack);
             self.enter_code(code, offset);
@@ -311,7 +313,7 @@ impl Cpu {
         let pointer = self.pop_value(&mut stack, size)?;
         let ss = Selector(self.pop_value(&mut stack, size)? as u16);
         let segment = self.return_stack_segment(ss, selector.rpl(), &code)?;
-        self.check_offset(&code, offset)?;
+        let offset = self.code_offset(&code, offset)?;
         self.accessed(selector, descriptor)?;
         self.return_outward(code, offset, segment, pointer, parameters);
         Ok(())
@@ -347,7 +349,8 @@ impl Cpu {
         Ok((segment, descriptor))
     }
 
-    /// Checks the stack segment that RET or IRET returns to, for privilege level `level`.
+    /// Checks the stack segment that RET or IRET returns to, for privilege level `level`. A null
+    /// selector may have any RPL.
     pub(crate) fn return_stack_segment(
         &mut self,
         selector: Selector,
@@ -358,7 +361,7 @@ impl Cpu {
             return self.stack_segment_at(selector, level, Exception::gp);
         }
         let to_long = self.column() == Column::Ia32e && code.access.is_long();
-        if to_long && level < 3 && selector.rpl() == level {
+        if to_long && level < 3 {
             Ok(null_stack_segment(selector, level))
         } else {
             Err(Exception::gp(0).into())

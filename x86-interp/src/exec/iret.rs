@@ -97,13 +97,13 @@ impl Cpu {
     fn iret_real(&mut self, size: u8) -> Exec {
         let frame = self.iret_frame(size)?;
         let code = self.real_style_code(frame.selector);
-        self.check_offset(&code, frame.offset)?;
+        let offset = self.code_offset(&code, frame.offset)?;
         let mut kept = Rflags::VM | Rflags::VIF | Rflags::VIP;
         if self.mode() == Mode::Virtual8086 {
             kept |= Rflags::IOPL;
         }
         self.set_stack_pointer(&frame.stack);
-        self.enter_code(code, frame.offset);
+        self.enter_code(code, offset);
         let loaded = flags_of_size(size).difference(kept);
         self.load_flags(frame.flags, loaded);
         Ok(())
@@ -116,14 +116,14 @@ impl Cpu {
         }
         let frame = self.iret_frame(size)?;
         let code = self.real_style_code(frame.selector);
-        self.check_offset(&code, frame.offset)?;
+        let offset = self.code_offset(&code, frame.offset)?;
         let enables = frame.flags.contains(Rflags::IF);
         let is_pending = self.rflags().contains(Rflags::VIP);
         if enables && is_pending || frame.flags.contains(Rflags::TF) {
             return Err(Exception::gp(0).into());
         }
         self.set_stack_pointer(&frame.stack);
-        self.enter_code(code, frame.offset);
+        self.enter_code(code, offset);
         let loaded = flags_of_size(2).difference(Rflags::IOPL | Rflags::IF);
         self.load_flags(frame.flags, loaded);
         let mut flags = self.rflags();
@@ -161,17 +161,17 @@ impl Cpu {
         let mut stack = frame.stack;
         let loaded = self.flags_by_privilege(size);
         if !pops_stack {
-            self.check_offset(&code, frame.offset)?;
+            let offset = self.code_offset(&code, frame.offset)?;
             self.accessed(frame.selector, descriptor)?;
             self.set_stack_pointer(&stack);
-            self.enter_code(code, frame.offset);
+            self.enter_code(code, offset);
         } else {
             let pointer = self.pop_value(&mut stack, size)?;
             let ss = Selector(self.pop_value(&mut stack, size)? as u16);
             let segment = self.return_stack_segment(ss, level, &code)?;
-            self.check_offset(&code, frame.offset)?;
+            let offset = self.code_offset(&code, frame.offset)?;
             self.accessed(frame.selector, descriptor)?;
-            self.return_outward(code, frame.offset, segment, pointer, 0);
+            self.return_outward(code, offset, segment, pointer, 0);
         }
         self.load_flags(frame.flags, loaded);
         Ok(())

@@ -252,8 +252,9 @@ fn iret_in_virtual_8086_mode_needs_iopl_3_or_vme() {
 fn iretq_always_pops_the_stack() {
     use sel::*;
     // (CS, SS, RIP, outcome)
-    let rows: [(u16, u16, u64, Result<u16, Exception>); 7] = [
+    let rows: [(u16, u16, u64, Result<u16, Exception>); 8] = [
         (CODE64, 0, TARGET, Ok(CODE64)),
+        (CODE3 | 3, DATA3 | 3, TARGET | 1 << 63, Ok(CODE3 | 3)),
         (CODE64, DATA0, TARGET, Ok(CODE64)),
         (CODE64_3 | 3, DATA3 | 3, TARGET, Ok(CODE64_3 | 3)),
         (CODE3 | 3, DATA3 | 3, TARGET, Ok(CODE3 | 3)),
