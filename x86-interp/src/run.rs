@@ -346,4 +346,4 @@ const _: () = {
 };
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -192,3 +192,6 @@ pub(crate) unsafe fn header(op: *const Uop) -> *const Header {
     // SAFETY: slot 0 of the block is its header.
     unsafe { op.sub(usize::from((*op).slot)).cast() }
 }
+
+#[cfg(test)]
+mod tests;
