@@ -390,7 +390,7 @@ impl ArchState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CpuFacts {
-    /// MAXPHYADDR, CPUID.80000008H:EAX[7:0].
+    /// MAXPHYADDR, CPUID.80000008H:EAX\[7:0\].
     pub physical_address_bits: u8,
     /// Linear-address width: 48, or 57 with LA57.
     pub linear_address_bits: u8,

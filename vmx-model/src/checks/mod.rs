@@ -4,7 +4,7 @@
 //! and Loading Guest State". One sentence of the SDM is one row, a [`Check`], with a stable name,
 //! its section, the fields that it reads, and whether it also looks at the processor or at memory.
 //!
-//! - [`first_failure`] is VM entry: the first row, in the SDM's order, that does not hold. Groups
+//! - `first_failure` is VM entry: the first row, in the SDM's order, that does not hold. Groups
 //!   of rows of which every field is as it was when they last held are not run again, but for
 //!   their rows that look at the processor or at memory.
 //! - [`diagnose`] names *all* rows that do not hold, with the offending bits.

@@ -20,7 +20,7 @@ use crate::addr::{Gpa, Hpa};
 /// #     physical_address_bits: 46,
 /// #     has_mode_based_execute: false,
 /// # };
-/// # let read = |at: Hpa| if at.0 < 0x3000 { at.0 + 0x1007 & !0xff8 } else { 0x7037 };
+/// # let read = |at: Hpa| if at.0 < 0x4000 { at.0 + 0x1007 & !0xff8 } else { 0x7037 };
 /// let mut walk = Walk::new(Eptp(0x101e), Gpa(0), Access::Write, false).expect("within 48 bits");
 /// let translated = loop {
 ///     match walk.step(read(walk.entry_address()), &rules) {
