@@ -12,7 +12,7 @@ use crate::verdict::{self, CaseResult, Names, Seen, Summary, Verdict};
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -282,23 +282,22 @@ fn record(backend: BackendArgument, out: &Path, filter: Option<&str>) -> Result<
     };
     let kvm = runner::kvm_of(name).map_err(anyhow::Error::msg)?;
     let mut worker = Worker::new(name, Keep::Calls);
-    let mut units = BTreeMap::new();
-    for (unit, _) in chosen_units(filter) {
-        let outcome = worker.play(&unit.name)?;
-        if let Some(broken) = outcome.broken {
-            eprintln!("{}: {broken}: not recorded", unit.name);
-            continue;
-        }
-        units.insert(unit.name, outcome.calls);
-    }
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let kernel = kernel.trim().to_owned();
-    let recording = Recording {
+    let mut recording = Recording {
         format: FORMAT,
         backend: kvm,
         kernel,
-        units,
+        ..Recording::default()
     };
+    let mut seen = HashMap::new();
+    for (unit, _) in chosen_units(filter) {
+        let outcome = worker.play(&unit.name)?;
+        match outcome.broken {
+            Some(broken) => eprintln!("{}: {broken}: not recorded", unit.name),
+            None => recording.add(&unit.name, outcome.calls, &mut seen),
+        }
+    }
     std::fs::write(out, serde_json::to_string(&recording)?)
         .with_context(|| format!("cannot write {}", out.display()))?;
     Ok(ExitCode::SUCCESS)

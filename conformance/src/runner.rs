@@ -6,13 +6,12 @@
 
 use crate::backend::emulated::EmulatedKernel;
 use crate::backend::host::{HostKernel, Kernel, SystemBackend};
-use crate::backend::recorded::{FORMAT, RecordedBackend, Recorder, Recording};
-use crate::backend::{Backend, BackendName, Call, Reply};
+use crate::backend::recorded::{Exchange, FORMAT, RecordedBackend, Recorder, Recording};
+use crate::backend::{Backend, BackendName};
 use crate::cases::{Unit, units};
 use crate::probe::Record;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -27,7 +26,7 @@ enum Line {
     /// A result.
     Result(Record),
     /// Every call of the unit, if it is recorded.
-    Calls(Vec<(Call, Reply)>),
+    Calls(Vec<Exchange>),
     /// The unit was not run, and why.
     Skipped(String),
     /// The unit is done.
@@ -53,7 +52,7 @@ pub struct UnitOutcome {
     /// Why it did not come to its end.
     pub broken: Option<String>,
     /// Its calls, if recorded.
-    pub calls: Vec<(Call, Reply)>,
+    pub calls: Vec<Exchange>,
 }
 
 /// The recording that this crate carries.
@@ -224,8 +223,8 @@ fn obituary(process: &mut Process, error: RecvTimeoutError) -> String {
 pub fn work(backend: BackendName, keep: Keep) -> Result<()> {
     let units = units();
     let recording = match backend {
-        BackendName::Recorded => embedded_recording().units,
-        _ => BTreeMap::new(),
+        BackendName::Recorded => embedded_recording(),
+        _ => Recording::default(),
     };
     let mut live: Option<Box<dyn Backend>> = match backend {
         BackendName::Emulated => Some(Box::new(SystemBackend::new(EmulatedKernel))),
@@ -250,18 +249,18 @@ pub fn work(backend: BackendName, keep: Keep) -> Result<()> {
                     say(&Line::Result(record.clone()))
                 });
             }
-            None => replay(unit, recording.get(&name)),
+            None => replay(unit, recording.unit(&name)),
         }
         say(&Line::Done);
     }
     Ok(())
 }
 
-fn replay(unit: &Unit, calls: Option<&Vec<(Call, Reply)>>) {
+fn replay(unit: &Unit, calls: Option<Vec<Exchange>>) {
     let Some(calls) = calls else {
         return say(&Line::Skipped("not in the recording".to_owned()));
     };
-    let mut backend = RecordedBackend::new(calls.clone());
+    let mut backend = RecordedBackend::new(calls);
     let mut records = Vec::new();
     unit.play(&mut backend, &mut |record| records.push(record.clone()));
     if backend.departed() {

@@ -5,7 +5,7 @@
 
 use super::{Backend, Call, Errno, Reply};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// The version of the format of a recording.
 pub const FORMAT: u32 = 1;
@@ -19,8 +19,39 @@ pub struct Recording {
     pub backend: String,
     /// The kernel it ran on, for the reader.
     pub kernel: String,
-    /// By the name of the unit: its calls and their replies, in order.
-    pub units: BTreeMap<String, Vec<(Call, Reply)>>,
+    /// Every exchange that occurs, once.
+    pub exchanges: Vec<Exchange>,
+    /// By the name of the unit: its exchanges in order, as indices.
+    pub units: BTreeMap<String, Vec<usize>>,
+}
+
+/// A call and its reply.
+pub type Exchange = (Call, Reply);
+
+impl Recording {
+    /// Adds a unit.
+    pub fn add(&mut self, unit: &str, calls: Vec<Exchange>, seen: &mut HashMap<String, usize>) {
+        let indices = calls.into_iter().map(|exchange| {
+            // Keyed by its text: equal exchanges have equal texts.
+            let text = serde_json::to_string(&exchange).expect("an exchange is plain data");
+            *seen.entry(text).or_insert_with(|| {
+                self.exchanges.push(exchange);
+                self.exchanges.len() - 1
+            })
+        });
+        let indices = indices.collect();
+        self.units.insert(unit.to_owned(), indices);
+    }
+
+    /// The exchanges of a unit, if it was recorded.
+    #[must_use]
+    pub fn unit(&self, name: &str) -> Option<Vec<Exchange>> {
+        let indices = self.units.get(name)?;
+        indices
+            .iter()
+            .map(|index| self.exchanges.get(*index).cloned())
+            .collect()
+    }
 }
 
 /// Passes calls on to a backend and keeps them with their replies.
@@ -118,12 +149,15 @@ mod tests {
             0xae00,
             Argument::Bytes(super::super::Bytes(vec![0; 40])),
         );
-        let units = [("u".to_owned(), vec![(call, Reply::bare(Err(Errno(22))))])].into();
-        let recording = Recording {
+        let exchange = (call, Reply::bare(Err(Errno(22))));
+        let mut recording = Recording {
             format: FORMAT,
-            units,
             ..Recording::default()
         };
+        let mut seen = HashMap::new();
+        recording.add("u", vec![exchange.clone(), exchange.clone()], &mut seen);
+        assert_eq!(recording.exchanges.len(), 1);
+        assert_eq!(recording.unit("u"), Some(vec![exchange.clone(), exchange]));
         let text = serde_json::to_string(&recording).expect("a recording is plain data");
         assert_eq!(
             serde_json::from_str::<Recording>(&text).expect("just written"),

@@ -37,7 +37,8 @@ pub const USER_CODE_SELECTOR: u16 = 0x18 | 3;
 pub const USER_DATA_SELECTOR: u16 = 0x20 | 3;
 /// The task register.
 pub const TSS_SELECTOR: u16 = 0x28;
-/// In long mode: 32-bit code of ring 0. Otherwise: 16-bit code.
+/// Code of ring 0 of another kind: 64-bit in compatibility mode, 32-bit in 64-bit mode and for
+/// 16-bit guests, else 16-bit.
 pub const OTHER_CODE_SELECTOR: u16 = 0x38;
 /// A descriptor whose present bit is clear.
 pub const ABSENT_SELECTOR: u16 = 0x40;

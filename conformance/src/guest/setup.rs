@@ -209,8 +209,13 @@ fn gate(mode: Mode, vector: u64) -> Vec<u8> {
     } else {
         0
     };
+    // In IA-32e mode a gate leads to a 64-bit code segment.
+    let selector = match mode {
+        Mode::Compatibility => OTHER_CODE_SELECTOR,
+        _ => CODE_SELECTOR,
+    };
     let low = target & 0xffff
-        | u64::from(CODE_SELECTOR) << 16
+        | u64::from(selector) << 16
         | (kind | privilege) << 40
         | (target >> 16 & 0xffff) << 48;
     let mut bytes = low.to_le_bytes().to_vec();

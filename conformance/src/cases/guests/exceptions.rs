@@ -60,7 +60,7 @@ pub(super) fn rows() -> Vec<Guest> {
         guest("trap_gate_keeps_if", Protected32, |a| { a.sti()?; a.int(0x30) }, "INT(0x30)@+0x3 rflags=0x202").memory(&[(0x3000 + 0x30 * 8 + 5, &[0xef])]),
         guest("interrupt_through_a_data_segment", Protected32, |a| a.int(0x30), "#GP(0x10)@+0x0").memory(&[(0x3000 + 0x30 * 8 + 2, &[0x10])]),
         guest("interrupt_stack_table", Long, |a| a.ud2(), "#UD@+0x0 rsp=0x6fd8").memory(&[(0x3000 + 6 * 16 + 4, &[1]), (0x700 + 0x24, &[0x00, 0x70])]),
-        guest("vmcall_of_an_unknown_hypercall", Real, |a| a.vmcall(), "HLT rax=0xfffffffffffffc18 rip=0x1004").registers(RAX_99),
+        guest("vmcall_of_an_unknown_hypercall", Real, |a| a.vmcall(), "HLT rax=0xfffffc18 rip=0x1004").registers(RAX_99),
         guest("vmx_instruction_outside_vmx_operation", Long, |a| a.vmxoff(), "#UD@+0x0"),
         guest("monitor_style_ud0", Protected32, |a| a.db(&[0x0f, 0xff, 0xc0]), "#UD@+0x0"),
         guest("pop_ss_then_fault", Protected32, |a| { a.push(0x40)?; a.pop(ss) }, "#SS(0x40)@+0x2 rsp=0x7fec"),

@@ -17,7 +17,7 @@ pub(super) fn rows() -> Vec<Guest> {
         guest("wrmsr_read_only", Long, |a| { a.mov(ecx, 0xfe)?; a.wrmsr() }, "#GP(0x0)@+0x5"),
         guest("wrmsr_sysenter", Protected32, |a| { a.mov(ecx, 0x174)?; a.mov(eax, 0x1234)?; a.xor(edx, edx)?; a.wrmsr()?; a.xor(eax, eax)?; a.rdmsr() }, "HLT rax=0x1234 msr:0x174=0x1234"),
         guest("wrmsr_fs_base", Long, |a| { a.mov(ecx, 0xc000_0100_u32)?; a.mov(eax, 0x5000)?; a.xor(edx, edx)?; a.wrmsr()?; a.mov(bl, byte_ptr(0x8).fs()) }, "HLT rbx=0x42 fs.base=0x5000").memory(&[(0x5008, &[0x42])]),
-        guest("wrmsr_non_canonical", Long, |a| { a.mov(ecx, 0xc000_0101_u32)?; a.xor(eax, eax)?; a.mov(edx, 0x8000_u32)?; a.wrmsr() }, "#GP(0x0)@+0xc"),
+        guest("wrmsr_non_canonical", Long, |a| { a.mov(ecx, 0xc000_0101_u32)?; a.xor(eax, eax)?; a.mov(edx, 0x1000_0000)?; a.wrmsr() }, "#GP(0x0)@+0xc"),
         guest("wrmsr_efer_reserved", Long, |a| { a.mov(ecx, 0xc000_0080_u32)?; a.rdmsr()?; a.or(eax, 2)?; a.wrmsr() }, "#GP(0x0)@+0xc"),
         guest("wrmsr_efer_lme_while_paging", Long, |a| { a.mov(ecx, 0xc000_0080_u32)?; a.rdmsr()?; a.btr(eax, 8)?; a.wrmsr() }, "#GP(0x0)@+0xb"),
         guest("wrmsr_uses_ecx_only", Long, |a| { a.mov(rcx, 0xffff_ffff_0000_0277_u64)?; a.rdmsr() }, "HLT rax=0x70406"),

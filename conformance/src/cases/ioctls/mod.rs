@@ -4,12 +4,17 @@
 mod capabilities;
 mod descriptors;
 mod dirty;
+mod events;
 mod lifetime;
 mod memory;
+mod msrs;
+mod registers;
+mod state;
 mod system;
 mod vcpus;
 
 use super::Script;
+use crate::probe::Probe;
 
 /// The scripts, by group.
 pub(super) const GROUPS: &[(&str, Script)] = &[
@@ -18,6 +23,15 @@ pub(super) const GROUPS: &[(&str, Script)] = &[
     ("create_vcpu", vcpus::script),
     ("mem", memory::script),
     ("dirty", dirty::script),
+    ("state", state::script),
+    ("valid", valid),
+    ("msr", msrs::script),
     ("enable_cap", capabilities::script),
     ("lifetime", lifetime::script),
 ];
+
+/// What the state ioctls of a vCPU accept.
+fn valid(probe: &mut Probe<'_>) {
+    registers::script(probe);
+    events::script(probe);
+}
