@@ -46,7 +46,7 @@ fn guest() -> (Cpu, Arc<PhysMap>, Arc<VmcsRegistry>) {
     phys.write_bytes(VMXON, &revision);
     phys.write_bytes(VMCS, &revision);
     for table in [PML4, PML4 + 0x1000, PML4 + 0x2000] {
-        phys.write_bytes(Hpa(table), &(table + 0x1000 | 7).to_le_bytes());
+        phys.write_bytes(Hpa(table), &((table + 0x1000) | 7).to_le_bytes());
     }
     let pte = Hpa(PML4 + 0x3000 + (CODE >> 12) * 8);
     phys.write_bytes(pte, &(CODE_HPA | 0x37).to_le_bytes());

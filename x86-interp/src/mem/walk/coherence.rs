@@ -59,7 +59,7 @@ fn start() -> Cpu {
     let mut cpu = long_mode();
     for (space, table) in SPACES.into_iter().enumerate() {
         for level in 0..3 {
-            let value = table + 0x1000 * (level + 1) | 7;
+            let value = (table + 0x1000 * (level + 1)) | 7;
             cpu.phys
                 .write_bytes(Hpa(table + 0x1000 * level), &value.to_le_bytes());
         }
