@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use iced_x86::{Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, Instruction};
 use vmx_model::addr::Hpa;
 
 use crate::cpuid::FeatureSet;
@@ -235,7 +235,7 @@ pub(crate) fn build(
 /// Decodes up to `limit` instructions, up to the first that ends a block or that cannot be decoded
 /// or executed here.
 fn decode_run(rip: u64, mode: &CodeMode, bytes: &[u8], limit: usize) -> Vec<Decoded> {
-    let mut decoder = Decoder::with_ip(mode.bits, bytes, rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(mode.bits, bytes, rip, mode.features.decoder_options());
     let mut run: Vec<Decoded> = Vec::new();
     let mut i = Instruction::default();
     while run.len() < limit && decoder.can_decode() {

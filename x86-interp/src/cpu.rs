@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::Decoder;
 use vmx_model::addr::Linear;
 use vmx_model::arch::{ArchState, Rflags, SegmentRegister};
 use vmx_model::event::{Event, Exception};
@@ -317,8 +317,8 @@ impl Cpu {
         let mut have = 0;
         let rip = self.state.rip;
         loop {
-            let mut decoder =
-                Decoder::with_ip(self.code_bits(), &bytes[..have], rip, DecoderOptions::NONE);
+            let options = self.cpuid.features().decoder_options();
+            let mut decoder = Decoder::with_ip(self.code_bits(), &bytes[..have], rip, options);
             let i = decoder.decode();
             if !i.is_invalid() {
                 if !self.cpuid.features().allows(i.code()) {

@@ -2,7 +2,7 @@
 //!
 //! SDM Vol. 2A, "CPUID-CPU Identification", tables of feature information.
 
-use iced_x86::{Code, CpuidFeature};
+use iced_x86::{Code, CpuidFeature, DecoderOptions};
 use serde::{Deserialize, Serialize};
 
 /// A register of a CPUID leaf.
@@ -153,6 +153,23 @@ impl FeatureSet {
     #[must_use]
     pub fn of(features: &[Feature]) -> Self {
         features.iter().fold(Self::default(), |set, &f| set.with(f))
+    }
+
+    /// Returns how to decode: without their features TZCNT and LZCNT are BSF and BSR with a prefix
+    /// that is ignored.
+    #[must_use]
+    pub const fn decoder_options(self) -> u32 {
+        let tzcnt = if self.has(Feature::Bmi1) {
+            DecoderOptions::NONE
+        } else {
+            DecoderOptions::NO_MPFX_0FBC
+        };
+        let lzcnt = if self.has(Feature::Lzcnt) {
+            DecoderOptions::NONE
+        } else {
+            DecoderOptions::NO_MPFX_0FBD
+        };
+        tzcnt | lzcnt
     }
 
     /// Whether a processor with these features has the instruction; one that it lacks is #UD.

@@ -123,3 +123,22 @@ fn instructions_need_their_features() {
         assert_eq!(minimal.allows(code), in_minimal, "{code:?}");
     }
 }
+
+#[test]
+fn tzcnt_and_lzcnt_are_bsf_and_bsr_without_their_features() {
+    // TZCNT EAX, ECX; LZCNT EAX, ECX.
+    for (code, with, without) in [
+        ([0xf3, 0x0f, 0xbc, 0xc1], 4, 4),
+        ([0xf3, 0x0f, 0xbd, 0xc1], 23, 8),
+    ] {
+        let run = |profile: &Profile| {
+            let mut cpu = protected_mode();
+            cpu.set_cpuid(profile.table());
+            cpu.gpr[1] = 0x110;
+            execute(&mut cpu, &code).expect("every processor has it");
+            cpu.gpr[0]
+        };
+        assert_eq!(run(&Profile::DEFAULT), with);
+        assert_eq!(run(&Profile::MINIMAL), without);
+    }
+}
