@@ -291,3 +291,6 @@ pub fn guest_cpl(vmcs: &Vmcs) -> u8 {
     let [_, _, _, access] = GUEST_SEGMENTS[SegmentRegister::Ss as usize].1;
     AccessRights(vmcs.get(access) as u32).dpl()
 }
+
+#[cfg(test)]
+mod tests;

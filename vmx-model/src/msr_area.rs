@@ -175,3 +175,6 @@ pub const fn refused_on_load(entry: &MsrEntry) -> Option<&'static str> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

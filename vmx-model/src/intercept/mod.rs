@@ -332,3 +332,6 @@ pub const fn vpid(vmcs: &Vmcs) -> u16 {
         0
     }
 }
+
+#[cfg(test)]
+mod tests;
