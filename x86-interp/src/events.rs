@@ -340,6 +340,7 @@ impl Cpu {
         if step.flags.contains(Rflags::RF) && !self.events.keeps_rf && !self.events.is_mid_repeat {
             self.state.rflags.remove(Rflags::RF);
         }
+        // Differs: IA32_DEBUGCTL.BTF is not honoured; the trap comes behind every instruction.
         if step.flags.contains(Rflags::TF) && !self.events.averts_step_trap {
             self.state.pending_debug |= SINGLE_STEP;
         }

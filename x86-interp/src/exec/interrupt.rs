@@ -100,10 +100,12 @@ impl Cpu {
         }
         let at = self.system_linear(tr.base, IO_MAP_BASE);
         let base: u16 = self.load_linear(at, Access::Read, Privilege::Supervisor)?;
-        let byte = u64::from(base).wrapping_sub(BITMAP_BYTES) + u64::from(vector >> 3);
-        if u64::from(base) < BITMAP_BYTES || byte > limit {
+        // Choice: a bitmap that would begin before the TSS is as one beyond its limit.
+        let start = u64::from(base).checked_sub(BITMAP_BYTES);
+        let byte = start.map(|start| start + u64::from(vector >> 3));
+        let Some(byte) = byte.filter(|&byte| byte <= limit) else {
             return Err(Exception::gp(0).into());
-        }
+        };
         let at = self.system_linear(tr.base, byte);
         let bits: u8 = self.load_linear(at, Access::Read, Privilege::Supervisor)?;
         Ok(bits >> (vector & 7) & 1 != 0)

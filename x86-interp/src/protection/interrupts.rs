@@ -398,6 +398,17 @@ fn the_redirection_bitmap_decides_in_virtual_8086_mode() {
 }
 
 #[test]
+fn a_redirection_bitmap_outside_the_tss_is_a_fault() {
+    for base in [0x10_u16, 0x1f, 0x120, 0xffff] {
+        let mut world = World::virtual_8086(3, INT);
+        world.cpu.state.cr4 |= Cr4::VME;
+        world.cpu.state.segment_mut(SegmentRegister::Tr).limit = 0xff;
+        world.write_word(TSS + 102, base);
+        assert_eq!(world.execute(), Err(Exception::gp(0)), "{base:#x}");
+    }
+}
+
+#[test]
 fn ia32e_gates_are_checked() {
     use sel::*;
     let of_gate = u32::from(VECTOR) * 8 + 2;

@@ -2,7 +2,7 @@
 //! nothing.
 
 use proptest::prelude::*;
-use vmx_model::arch::{Rflags, SegmentRegister};
+use vmx_model::arch::{Cr4, Rflags, SegmentRegister};
 use vmx_model::event::Exception;
 
 use super::{CODE, GDT, IDT, OTHER_TSS, TARGET, TSS, World, sel};
@@ -104,6 +104,7 @@ fn world_of(scene: &Scene) -> World {
     state.idtr.limit = scene.limits[1] & 0x3ff;
     state.segment_mut(SegmentRegister::Tr).limit = u32::from(scene.limits[2] & 0xff);
     state.sysenter_cs = u64::from(scene.selector);
+    state.cr4 = Cr4::from_bits_retain(u64::from(scene.selector >> 14));
     world.cpu.gpr[0] = u64::from(scene.selector) & 0x1ff;
     world.cpu.gpr[3] = 0x6000;
     world.write_doubleword(0x6000, TARGET as u32);
