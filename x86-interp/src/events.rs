@@ -13,6 +13,7 @@ use vmx_model::arch::{Activity, Cr4, Interruptibility, Rflags};
 use vmx_model::event::{Event, EventType, Exception, vector};
 
 use crate::mem::Access;
+use crate::mode::Mode;
 use crate::stop::Stop;
 use crate::{Cpu, Exec};
 
@@ -176,6 +177,7 @@ impl Cpu {
         let e = &self.events;
         let has_interrupt_source = e.interrupt_line.is_some() || self.apic.is_some();
         !(e.init || e.nmi || e.task_trap || e.is_mid_repeat || has_interrupt_source)
+            && !self.has_virtual_interrupt()
             && self.delivering.is_none()
             && !self.has_vmx_boundary_work()
             && self.state.activity == Activity::Active
@@ -188,7 +190,7 @@ impl Cpu {
             self.deliver(event)?;
             return Ok(Boundary::Delivered);
         }
-        const ORDER: [fn(&mut Cpu) -> Exec<Boundary>; 10] = [
+        const ORDER: [fn(&mut Cpu) -> Exec<Boundary>; 11] = [
             Cpu::attend_to_init,
             Cpu::attend_to_monitor_trap,
             Cpu::attend_to_traps,
@@ -198,6 +200,7 @@ impl Cpu {
             Cpu::attend_to_interrupt_window,
             Cpu::attend_to_interrupt,
             Cpu::attend_to_activity,
+            Cpu::attend_to_virtual_interrupt,
             Cpu::attend_to_code_breakpoint,
         ];
         for attend in ORDER {
@@ -298,6 +301,30 @@ impl Cpu {
             Activity::Shutdown => Err(self.stop(Stop::Shutdown)),
             Activity::Hlt | Activity::WaitForSipi => Err(self.stop(Stop::Halt)),
         }
+    }
+
+    /// A virtual interrupt is pending and enabled, in virtual-8086 mode with CR4.VME or at level 3
+    /// with CR4.PVI: #GP(0), so that the monitor delivers it (SDM Vol. 3B, "Method 6").
+    ///
+    /// Choice: at every IOPL, as in Bochs.
+    fn attend_to_virtual_interrupt(&mut self) -> Exec<Boundary> {
+        if !self.has_virtual_interrupt() {
+            return Ok(Boundary::Execute);
+        }
+        let has_mechanism = match self.mode() {
+            Mode::Virtual8086 => self.state.cr4.contains(Cr4::VME),
+            Mode::Real => false,
+            _ => self.cpl() == 3 && self.state.cr4.contains(Cr4::PVI),
+        };
+        if !has_mechanism {
+            return Ok(Boundary::Execute);
+        }
+        self.raise(Exception::gp(0))?;
+        Ok(Boundary::Delivered)
+    }
+
+    fn has_virtual_interrupt(&self) -> bool {
+        self.state.rflags.contains(Rflags::VIF | Rflags::VIP)
     }
 
     /// Instruction breakpoints: a fault before the instruction, unless RF is set.

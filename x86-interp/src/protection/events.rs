@@ -5,6 +5,7 @@ use vmx_model::event::Exception;
 
 use super::{CODE, STACKS, TARGET, World, sel};
 use crate::Stop;
+use crate::mode::Mode;
 
 const NOP: u8 = 0x90;
 const HLT: u8 = 0xf4;
@@ -167,6 +168,23 @@ fn cli_and_sti_obey_iopl_and_the_virtual_flags() {
         let result = w.execute();
         let result = result.map(|()| w.cpu.rflags() & (Rflags::IF | Rflags::VIF));
         assert_eq!(result, expected, "{code:x} {cpl} {iopl} {pvi} {vip}");
+    }
+}
+
+#[test]
+fn a_virtual_interrupt_that_is_pending_and_enabled_faults_at_the_boundary() {
+    for (vme, flags, faults) in [
+        (true, Rflags::VIF | Rflags::VIP, true),
+        (true, Rflags::VIP, false),
+        (true, Rflags::VIF, false),
+        (false, Rflags::VIF | Rflags::VIP, false),
+    ] {
+        let mut w = World::virtual_8086(0, &[NOP, NOP]);
+        w.set_gate(13, sel::CODE0, 0x8e);
+        w.cpu.state.cr4.set(Cr4::VME, vme);
+        w.set_flags(flags);
+        assert_eq!(w.cpu.run(1), Stop::Budget);
+        assert_eq!(w.cpu.mode() == Mode::Protected, faults, "{vme} {flags:?}");
     }
 }
 
