@@ -6,6 +6,7 @@
 //! every run.
 
 use crate::errno::{Errno, Result};
+use crate::fd::FileId;
 use crate::memory::SlotRanges;
 use crate::vmx::setup::kernel_state;
 use std::cell::RefCell;
@@ -79,9 +80,21 @@ pub(crate) struct HostProcessor {
     /// The VMX state, until there is a [`Cpu`] to attach it to.
     vmx: Option<Box<LogicalProcessor>>,
     cpu: Option<Box<Cpu>>,
+    /// The vCPU whose MSRs the processor holds.
+    owner: Option<FileId>,
 }
 
 impl HostProcessor {
+    /// Whether the processor holds the MSRs of this vCPU.
+    pub(crate) fn belongs_to(&self, vcpu: FileId) -> bool {
+        self.owner == Some(vcpu)
+    }
+
+    /// Says whose MSRs the processor holds.
+    pub(crate) fn set_owner(&mut self, vcpu: FileId) {
+        self.owner = Some(vcpu);
+    }
+
     /// Returns the VMX state.
     pub(crate) fn vmx(&mut self) -> &mut LogicalProcessor {
         match (&mut self.cpu, &mut self.vmx) {
@@ -325,6 +338,7 @@ impl HostCpu {
         let processor = HostProcessor {
             vmx: Some(Box::new(vmx)),
             cpu: None,
+            owner: None,
         };
         Ok(Self {
             id,

@@ -6,7 +6,9 @@
 //! the end, so that handlers run when KVM_RUN returns, as they do there.
 #![expect(unsafe_code, reason = "signal masks")]
 
+use core::cell::Cell;
 use core::mem::MaybeUninit;
+use std::time::{Duration, Instant};
 
 /// A set of signals as a word: bit n - 1 for signal n.
 type Mask = u64;
@@ -21,16 +23,35 @@ pub(crate) struct Blocked {
     before: Mask,
     /// The mask in effect for KVM_RUN.
     effective: Mask,
+    /// When the pending signals were last looked at; never, if the mask may let old ones through.
+    looked: Cell<Option<Instant>>,
 }
+
+/// How long a signal may wait until it is seen.
+const PATIENCE: Duration = Duration::from_micros(200);
 
 impl Blocked {
     /// Blocks all signals; `mask` is in effect instead of the thread's own.
     pub(crate) fn new(mask: Option<Mask>) -> Self {
         let before = exchange(u64::MAX);
+        // What was pending and not blocked has been delivered before we came here.
+        let looked = mask.is_none().then(Instant::now);
         Self {
             before,
             effective: mask.unwrap_or(before),
+            looked: Cell::new(looked),
         }
+    }
+
+    /// As [`Self::is_pending`], but looks only now and then: at least every 200 microseconds.
+    pub(crate) fn is_pending_lately(&self) -> bool {
+        let now = Instant::now();
+        let is_fresh = self.looked.get().is_some_and(|then| now.duration_since(then) < PATIENCE);
+        if is_fresh {
+            return false;
+        }
+        self.looked.set(Some(now));
+        self.is_pending()
     }
 
     /// Whether a signal is pending that would be delivered or would end the process.

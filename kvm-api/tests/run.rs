@@ -113,3 +113,17 @@ fn the_dirty_log_shows_what_was_written() {
     assert_eq!(guest.vm.get_dirty_log(0).expect("it logs"), [1 << 5, 0]);
     assert_eq!(guest.vm.get_dirty_log(0).expect("it logs"), [0, 0]);
 }
+
+#[test]
+fn a_write_across_pages_is_split_there_only() {
+    // mov ax, 0x9000; mov ds, ax; mov eax, 0x11223344; mov [0xffd], eax; hlt
+    let code = [
+        0xb8, 0, 0x90, 0x8e, 0xd8, 0x66, 0xb8, 0x44, 0x33, 0x22, 0x11, 0x66, 0xa3, 0xfd, 0x0f, 0xf4,
+    ];
+    let guest = Guest::new(&code);
+    assert_eq!(guest.run(), KVM_EXIT_MMIO);
+    assert_eq!(guest.mmio(), (0x90ffd, 3, 1, 0x44));
+    assert_eq!(guest.run(), KVM_EXIT_MMIO);
+    assert_eq!(guest.mmio(), (0x91000, 1, 1, 0x11));
+    assert_eq!(guest.run(), KVM_EXIT_HLT);
+}

@@ -80,13 +80,11 @@ impl EmulatorBus {
     }
 
     fn write(&self, space: IoSpace, address: u64, size: usize, data: u64) {
-        let access = IoAccess {
-            space,
-            address,
-            size: size as u8,
-            data,
-        };
-        lock(&self.io).writes.push(access);
+        let access = IoAccess { space, address, size: size as u8, data };
+        let writes = &mut lock(&self.io).writes;
+        if !writes.last_mut().is_some_and(|last| join(last, &access)) {
+            writes.push(access);
+        }
     }
 }
 

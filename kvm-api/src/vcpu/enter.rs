@@ -241,14 +241,26 @@ impl Loaded<'_> {
         system.breakpoints = state.debug.effective_db;
         system.dr6 = state.dr6;
         system.xcr0 = state.xcr0;
+        if self.caches.msrs_are_dirty || !self.vmcs.processor().belongs_to(self.core.file) {
+            self.load_msrs();
+        }
+    }
+
+    /// MSRs that no VMCS holds: on a processor only this vCPU's as long as it stays.
+    fn load_msrs(&mut self) {
+        let state = &*self.state;
         let msr = |index: u32| state.msrs.get(&index).copied().unwrap_or(0);
-        let msrs = cpu.msrs_mut();
+        let processor = self.vmcs.processor();
+        let msrs = processor.cpu(self.vm.host()).msrs_mut();
         msrs.star = msr(0xc000_0081);
         msrs.lstar = msr(0xc000_0082);
         msrs.cstar = msr(0xc000_0083);
         msrs.fmask = msr(0xc000_0084);
-        msrs.kernel_gs_base = msr(0xc000_0102);
+        msrs.kernel_gs_base = msr(KERNEL_GS_BASE);
         msrs.tsc_aux = msr(0xc000_0103);
+        self.caches.kernel_gs_base = msrs.kernel_gs_base;
+        self.caches.msrs_are_dirty = false;
+        processor.set_owner(self.core.file);
     }
 
     /// Enters the guest and runs it in slices until it exits.
@@ -333,22 +345,18 @@ impl Loaded<'_> {
         let system = cpu.system_registers();
         self.state.cr2 = system.cr2;
         self.state.dr6 = system.dr6;
-        let msrs = cpu.msrs();
-        let (kernel_gs_base, star) = (msrs.kernel_gs_base, msrs.star);
-        self.keep_msr(0xc000_0102, kernel_gs_base);
-        self.keep_msr(0xc000_0081, star);
+        let kernel_gs_base = cpu.msrs().kernel_gs_base;
+        if kernel_gs_base != self.caches.kernel_gs_base {
+            // SWAPGS needs no exit.
+            self.caches.kernel_gs_base = kernel_gs_base;
+            self.state.msrs.insert(KERNEL_GS_BASE, kernel_gs_base);
+        }
         self.state.regs[RSP] = self.vmcs.read(Field::GUEST_RSP);
         self.state.rip = self.vmcs.read(Field::GUEST_RIP);
         self.state.cr3 = self.vmcs.read(Field::GUEST_CR3);
         self.save_owned_control_bits();
         if self.is_pae_paging() {
             self.state.pdptrs = PDPTES.map(|field| self.vmcs.read(field));
-        }
-    }
-
-    fn keep_msr(&mut self, index: u32, value: u64) {
-        if value != 0 || self.state.msrs.contains_key(&index) {
-            self.state.msrs.insert(index, value);
         }
     }
 
@@ -425,6 +433,8 @@ impl Loaded<'_> {
         Next::Return
     }
 }
+
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 /// The PDPTE fields.
 const PDPTES: [Field; 4] = [

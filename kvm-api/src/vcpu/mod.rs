@@ -85,6 +85,10 @@ pub(crate) struct Caches {
     pub(crate) ept: Option<(u64, u64)>,
     /// The floating-point registers as the processor had them; then the area is out of date.
     pub(crate) fpu: Option<Box<LiveFpu>>,
+    /// An MSR that the processor holds has been written by software.
+    pub(crate) msrs_are_dirty: bool,
+    /// IA32_KERNEL_GS_BASE as the processor was given it, or was last seen to have it.
+    pub(crate) kernel_gs_base: u64,
     /// Instructions of a slice.
     pub(crate) budget: u64,
     pub(crate) emulator: Option<Box<Emulator>>,
@@ -100,6 +104,8 @@ impl Default for Caches {
             launched: false,
             ept: None,
             fpu: None,
+            msrs_are_dirty: true,
+            kernel_gs_base: 0,
             budget: 20_000,
             emulator: None,
             cpuid_generation: 0,

@@ -330,6 +330,7 @@ impl Loaded<'_> {
         match row.home {
             Home::Stored(_) => {
                 self.state.msrs.insert(index, value);
+                self.caches.msrs_are_dirty = true;
             }
             Home::Vmcs(field) => self.vmcs.write(field, value),
             Home::Constant(_) => {}

@@ -53,7 +53,7 @@ impl Loaded<'_> {
     /// `vcpu_run()`.
     fn run_loop(&mut self, signals: &Blocked) -> Result<()> {
         loop {
-            if signals.is_pending() {
+            if signals.is_pending_lately() {
                 self.set_exit_reason(KVM_EXIT_INTR);
                 return Err(Errno::EINTR);
             }
