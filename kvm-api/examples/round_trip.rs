@@ -14,11 +14,19 @@ const CODE: [u8; 4] = [0xe6, 0x10, 0xeb, 0xfc];
 const BYTES: usize = 0x10000;
 
 fn memory() -> *mut u8 {
-    let (prot, how) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let (prot, how) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
     // SAFETY: new memory, kept for the life of the process.
     let memory = unsafe { libc::mmap(core::ptr::null_mut(), BYTES, prot, how, -1, 0) };
     // SAFETY: within the new memory.
-    unsafe { memory.cast::<u8>().add(0x1000).copy_from(CODE.as_ptr(), CODE.len()) };
+    unsafe {
+        memory
+            .cast::<u8>()
+            .add(0x1000)
+            .copy_from(CODE.as_ptr(), CODE.len())
+    };
     memory.cast()
 }
 
@@ -42,7 +50,11 @@ fn rust_api() -> kvm_api::Result<()> {
     let mut sregs = vcpu.get_sregs()?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     vcpu.set_sregs(&sregs)?;
-    vcpu.set_regs(&kvm_bindings::kvm_regs { rip: 0x1000, rflags: 2, ..Default::default() })?;
+    vcpu.set_regs(&kvm_bindings::kvm_regs {
+        rip: 0x1000,
+        rflags: 2,
+        ..Default::default()
+    })?;
     let started = Instant::now();
     for _ in 0..ROUNDS {
         vcpu.run()?;
@@ -62,7 +74,11 @@ fn raw_abi() -> kvm_api::Result<()> {
     ioctl(vcpu, KVM_GET_SREGS, &raw mut sregs as u64)?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     ioctl(vcpu, KVM_SET_SREGS, &raw const sregs as u64)?;
-    let regs = kvm_bindings::kvm_regs { rip: 0x1000, rflags: 2, ..Default::default() };
+    let regs = kvm_bindings::kvm_regs {
+        rip: 0x1000,
+        rflags: 2,
+        ..Default::default()
+    };
     ioctl(vcpu, KVM_SET_REGS, &raw const regs as u64)?;
     let started = Instant::now();
     for _ in 0..ROUNDS {
@@ -80,7 +96,11 @@ fn host() -> Result<(), kvm_ioctls::Error> {
     let mut sregs = vcpu.get_sregs()?;
     (sregs.cs.base, sregs.cs.selector) = (0, 0);
     vcpu.set_sregs(&sregs)?;
-    vcpu.set_regs(&kvm_bindings::kvm_regs { rip: 0x1000, rflags: 2, ..Default::default() })?;
+    vcpu.set_regs(&kvm_bindings::kvm_regs {
+        rip: 0x1000,
+        rflags: 2,
+        ..Default::default()
+    })?;
     let rounds = ROUNDS / 10;
     let started = Instant::now();
     for _ in 0..rounds {

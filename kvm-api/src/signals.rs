@@ -46,7 +46,10 @@ impl Blocked {
     /// As [`Self::is_pending`], but looks only now and then: at least every 200 microseconds.
     pub(crate) fn is_pending_lately(&self) -> bool {
         let now = Instant::now();
-        let is_fresh = self.looked.get().is_some_and(|then| now.duration_since(then) < PATIENCE);
+        let is_fresh = self
+            .looked
+            .get()
+            .is_some_and(|then| now.duration_since(then) < PATIENCE);
         if is_fresh {
             return false;
         }

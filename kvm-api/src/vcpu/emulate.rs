@@ -80,7 +80,12 @@ impl EmulatorBus {
     }
 
     fn write(&self, space: IoSpace, address: u64, size: usize, data: u64) {
-        let access = IoAccess { space, address, size: size as u8, data };
+        let access = IoAccess {
+            space,
+            address,
+            size: size as u8,
+            data,
+        };
         let writes = &mut lock(&self.io).writes;
         if !writes.last_mut().is_some_and(|last| join(last, &access)) {
             writes.push(access);
