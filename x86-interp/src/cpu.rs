@@ -311,6 +311,13 @@ impl Cpu {
         }
     }
 
+    /// Whether these bytes are the beginning of an instruction that is longer.
+    fn needs_more(&self, bytes: &[u8]) -> bool {
+        let mut decoder = Decoder::with_ip(self.code_bits(), bytes, 0, DecoderOptions::NONE);
+        decoder.decode().is_invalid()
+            && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+    }
+
     /// Fetches and decodes the instruction at RIP.
     fn fetch(&mut self) -> Exec<Insn> {
         let mut bytes = [0; 15];
@@ -334,11 +341,11 @@ impl Cpu {
                 };
                 return Ok(decode::resolve(&i, row.plain));
             }
+            if have == 15 && self.needs_more(&bytes[1..]) {
+                return Err(Exception::gp(0).into());
+            }
             if decoder.last_error() != iced_x86::DecoderError::NoMoreBytes {
                 return Err(Exception::UD.into());
-            }
-            if have == 15 {
-                return Err(Exception::gp(0).into());
             }
             let at = rip.wrapping_add(have as u64) & self.rip_mask();
             let linear = self.linear(SegmentRegister::Cs, at, 1, Access::Execute)?;
