@@ -314,8 +314,7 @@ impl Cpu {
     /// Whether these bytes are the beginning of an instruction that is longer.
     fn needs_more(&self, bytes: &[u8]) -> bool {
         let mut decoder = Decoder::with_ip(self.code_bits(), bytes, 0, DecoderOptions::NONE);
-        decoder.decode().is_invalid()
-            && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+        decoder.decode().is_invalid() && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
     }
 
     /// Fetches and decodes the instruction at RIP.
