@@ -313,7 +313,8 @@ impl Cpu {
 
     /// Whether these bytes are the beginning of an instruction that is longer.
     fn needs_more(&self, bytes: &[u8]) -> bool {
-        let mut decoder = Decoder::with_ip(self.code_bits(), bytes, 0, DecoderOptions::NONE);
+        let options = self.cpuid.features().decoder_options();
+        let mut decoder = Decoder::with_ip(self.code_bits(), bytes, 0, options);
         decoder.decode().is_invalid() && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
     }
 
