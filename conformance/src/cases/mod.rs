@@ -10,7 +10,7 @@ use crate::probe::{Probe, Record};
 
 /// What is run at once, in a VM or several of its own: one guest, or one script with many results.
 pub struct Unit {
-    /// `group.case` of a guest, or the group of a script.
+    /// `group.case` of a guest, or the group of a script (`group/part` if it has several).
     pub name: String,
     play: Play,
 }
@@ -41,7 +41,8 @@ impl Unit {
     /// Runs on a backend; `note` hears each result at once.
     pub fn play(&self, backend: &mut dyn Backend, note: &mut dyn FnMut(&Record)) {
         backend.reset();
-        let mut probe = Probe::new(backend, &self.name, note);
+        let group = self.name.split('/').next().unwrap_or(&self.name);
+        let mut probe = Probe::new(backend, group, note);
         match &self.play {
             Play::Guest(guest) => guest.play(&mut probe),
             Play::Script(script) => script(&mut probe),

@@ -5,6 +5,7 @@ mod control;
 mod exceptions;
 mod io;
 mod paging;
+mod run;
 mod segmentation;
 mod strings;
 mod system;
@@ -25,4 +26,4 @@ pub(super) const GROUPS: &[(&str, fn() -> Vec<Guest>)] = &[
 ];
 
 /// Guests that need more than one act: scripts.
-pub(super) const SCRIPTS: &[(&str, Script)] = &[];
+pub(super) const SCRIPTS: &[(&str, Script)] = run::PARTS;
