@@ -7,7 +7,7 @@ use crate::vm::{Vm, VmConfig};
 use kvm_bindings::*;
 
 /// What KVM_ENABLE_CAP has set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Enabled {
     /// Quirks switched off: `KVM_X86_QUIRK_*`.
     pub(crate) disabled_quirks: u64,

@@ -11,14 +11,14 @@ use crate::memory::SlotRanges;
 use crate::vmx::setup::kernel_state;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use vmx_model::addr::Hpa;
 use vmx_model::capability::VmxProfile;
 use vmx_model::processor::{Invalidation, LogicalProcessor};
 use vmx_model::registry::{CpuId, RemoteVmclear, VmcsRegistry};
 use x86_interp::Cpu;
-use x86_interp::bus::{Clock, EmptyBus, HostClock};
+use x86_interp::bus::{Clock, EmptyBus, HostClock, InstructionClock};
 use x86_interp::mem::phys::{OwnedRam, PhysMap};
 use x86_interp::vmx::RootSoftware;
 
@@ -30,13 +30,44 @@ const PAGES_BASE: u64 = 0x1_0000_0000;
 const CHUNK_PAGES: u64 = 256;
 const PAGE: u64 = 4096;
 
+/// The clock of the host's processors: the host's own, or a count of instructions, with which the
+/// same inputs give the same trace.
+#[derive(Clone, Debug)]
+pub(crate) struct KvmClock {
+    host: HostClock,
+    counts_instructions: Arc<AtomicBool>,
+}
+
+impl KvmClock {
+    fn new() -> Self {
+        let host = HostClock::new(u64::from(TSC_KHZ));
+        Self { host, counts_instructions: Arc::default() }
+    }
+}
+
+impl Clock for KvmClock {
+    fn tsc(&mut self, instructions: u64) -> u64 {
+        if self.counts_instructions.load(Ordering::Relaxed) {
+            return InstructionClock::default().tsc(instructions);
+        }
+        self.host.tsc(instructions)
+    }
+
+    fn instructions_within(&self, ticks: u64) -> u64 {
+        if self.counts_instructions.load(Ordering::Relaxed) {
+            return InstructionClock::default().instructions_within(ticks);
+        }
+        self.host.instructions_within(ticks)
+    }
+}
+
 /// The machine under KVM.
 pub(crate) struct Host {
     profile: Arc<VmxProfile>,
     registry: Arc<VmcsRegistry>,
     memory: Arc<PhysMap>,
     pages: Mutex<PagePool>,
-    clock: HostClock,
+    clock: KvmClock,
     next_cpu: AtomicU32,
     vpids: Mutex<BTreeSet<u16>>,
     virtualization: Mutex<Virtualization>,
@@ -107,13 +138,18 @@ impl HostProcessor {
     /// Returns the processor that executes instructions.
     pub(crate) fn cpu(&mut self, host: &Host) -> &mut Cpu {
         if let Some(vmx) = self.vmx.take() {
-            let clock = Box::new(host.clock);
+            let clock = Box::new(host.clock());
             let mut cpu = Box::new(Cpu::new(host.memory.clone(), Box::new(EmptyBus), clock));
             cpu.set_arch_state(&kernel_state());
             cpu.attach_processor(vmx, RootSoftware::Native);
             self.cpu = Some(cpu);
         }
         self.cpu.as_mut().expect("it was made with the VMX state")
+    }
+
+    /// Returns how many instructions the processor has retired.
+    pub(crate) fn retired(&self) -> u64 {
+        self.cpu.as_ref().map_or(0, |cpu| cpu.retired())
     }
 
     /// Executes INVVPID or INVEPT: what it names is dropped.
@@ -154,7 +190,7 @@ impl Host {
             registry: VmcsRegistry::new(),
             memory: PhysMap::new(),
             pages: Mutex::default(),
-            clock: HostClock::new(u64::from(TSC_KHZ)),
+            clock: KvmClock::new(),
             next_cpu: AtomicU32::new(0),
             vpids: Mutex::default(),
             virtualization: Mutex::default(),
@@ -179,14 +215,18 @@ impl Host {
     }
 
     /// Returns the clock of the processors.
-    pub(crate) fn clock(&self) -> HostClock {
-        self.clock
+    pub(crate) fn clock(&self) -> KvmClock {
+        self.clock.clone()
     }
 
-    /// Reads the host's time-stamp counter.
-    pub(crate) fn tsc(&self) -> u64 {
-        let mut clock = self.clock;
-        clock.tsc(0)
+    /// Reads the time-stamp counter of a processor that has retired so many instructions.
+    pub(crate) fn tsc(&self, retired: u64) -> u64 {
+        self.clock().tsc(retired)
+    }
+
+    /// Lets the time-stamp counters count retired instructions, or follow the host's clock again.
+    pub(crate) fn count_instructions(&self, count: bool) {
+        self.clock.counts_instructions.store(count, Ordering::Relaxed);
     }
 
     /// Returns a zeroed page: always the lowest that is free.

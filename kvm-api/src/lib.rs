@@ -22,6 +22,7 @@ mod msr_filter;
 mod registry;
 mod run_page;
 mod signals;
+pub mod snapshot;
 mod system;
 pub mod trace;
 mod uaccess;

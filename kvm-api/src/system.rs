@@ -141,6 +141,13 @@ impl Kvm {
         count
     }
 
+    /// Lets the time-stamp counters of this process's guests count retired instructions (true), so
+    /// that the same inputs give the same trace, or follow the host's clock (false, the default).
+    /// Guests that have read the counter before see it jump.
+    pub fn count_instructions(&self, count: bool) {
+        self.host().count_instructions(count);
+    }
+
     /// Makes a VM: api.rst, "KVM_CREATE_VM".
     ///
     /// # Errors

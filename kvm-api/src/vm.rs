@@ -214,6 +214,18 @@ impl Vm {
         lock(&self.msr_filter).clone()
     }
 
+    /// Returns the vCPUs by id.
+    pub(crate) fn cores(&self) -> Vec<(u32, Arc<VcpuCore>)> {
+        lock(&self.vcpus).iter().map(|(id, core)| (*id, core.clone())).collect()
+    }
+
+    /// Returns a vCPU that was made before: a second handle to it.
+    #[must_use]
+    pub fn vcpu(self: &Arc<Self>, id: u32) -> Option<Arc<Vcpu>> {
+        let core = lock(&self.vcpus).get(&id).cloned()?;
+        Some(Arc::new(Vcpu::new(self.clone(), core)))
+    }
+
     /// Makes every vCPU leave the guest.
     fn kick_all(&self) {
         lock(&self.vcpus).values().for_each(|core| core.kick());

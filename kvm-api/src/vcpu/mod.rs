@@ -98,6 +98,16 @@ pub(crate) struct Caches {
     pub(crate) emulator_cpuid: Option<u64>,
 }
 
+impl Caches {
+    /// Forgets what follows from a state that has been replaced.
+    pub(crate) fn renew(&mut self) {
+        self.ept = None;
+        self.fpu = None;
+        self.msrs_are_dirty = true;
+        self.cpuid_generation += 1;
+    }
+}
+
 impl Default for Caches {
     fn default() -> Self {
         Self {

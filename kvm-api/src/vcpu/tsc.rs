@@ -54,7 +54,7 @@ impl Loaded<'_> {
     }
 
     fn scaled_host_tsc(&self) -> u64 {
-        let host = u128::from(self.vm.host().tsc());
+        let host = u128::from(self.vm.host().tsc(self.vmcs.retired()));
         ((host * u128::from(self.state.tsc_ratio)) >> 48) as u64
     }
 }

@@ -63,6 +63,11 @@ impl<'a> CurrentVmcs<'a> {
         }
     }
 
+    /// Returns how many instructions the processor has retired.
+    pub(crate) fn retired(&self) -> u64 {
+        self.processor.borrow().retired()
+    }
+
     /// Returns the VMX state, for its other instructions.
     pub(crate) fn vmx(&mut self) -> &mut LogicalProcessor {
         self.processor.get_mut().vmx()

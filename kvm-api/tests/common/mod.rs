@@ -20,12 +20,7 @@ impl Guest {
 
     pub fn with_flags(code: &[u8], flags: u32) -> Self {
         let vm = Kvm::new().create_vm(0).expect("a VM");
-        let (prot, how) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-        );
-        // SAFETY: new memory, kept for the life of the process.
-        let memory = unsafe { libc::mmap(core::ptr::null_mut(), BYTES, prot, how, -1, 0) };
+        let memory = new_memory();
         let region = kvm_userspace_memory_region {
             flags,
             memory_size: BYTES as u64,
@@ -37,7 +32,7 @@ impl Guest {
         let guest = Self {
             vm,
             vcpu,
-            memory: memory.cast(),
+            memory,
         };
         guest.write(0x1000, code);
         let mut sregs = guest.vcpu.get_sregs().expect("they are there");
@@ -52,6 +47,23 @@ impl Guest {
         };
         guest.vcpu.set_regs(&regs).expect("any registers");
         guest
+    }
+
+    pub fn from_parts(vm: Arc<Vm>, vcpu: Arc<Vcpu>, memory: *mut u8) -> Self {
+        Self { vm, vcpu, memory }
+    }
+
+    pub fn memory_bytes(&self) -> Vec<u8> {
+        // SAFETY: the guest's memory, which lives as long as the process; no vCPU runs.
+        unsafe { core::slice::from_raw_parts(self.memory, BYTES) }.to_vec()
+    }
+
+    /// Returns new memory with the same contents.
+    pub fn copy_memory(&self) -> *mut u8 {
+        let memory = new_memory();
+        // SAFETY: both have this many bytes.
+        unsafe { memory.copy_from(self.memory, BYTES) };
+        memory
     }
 
     pub fn write(&self, at: usize, bytes: &[u8]) {
@@ -110,6 +122,13 @@ impl Guest {
                 .write_unaligned(value)
         };
     }
+}
+
+fn new_memory() -> *mut u8 {
+    let (prot, how) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: new memory, kept for the life of the process.
+    unsafe { libc::mmap(core::ptr::null_mut(), BYTES, prot, how, -1, 0) }.cast()
 }
 
 extern "C" fn nothing(_: i32) {}
