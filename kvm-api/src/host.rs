@@ -41,7 +41,10 @@ pub(crate) struct KvmClock {
 impl KvmClock {
     fn new() -> Self {
         let host = HostClock::new(u64::from(TSC_KHZ));
-        Self { host, counts_instructions: Arc::default() }
+        Self {
+            host,
+            counts_instructions: Arc::default(),
+        }
     }
 }
 
@@ -226,7 +229,9 @@ impl Host {
 
     /// Lets the time-stamp counters count retired instructions, or follow the host's clock again.
     pub(crate) fn count_instructions(&self, count: bool) {
-        self.clock.counts_instructions.store(count, Ordering::Relaxed);
+        self.clock
+            .counts_instructions
+            .store(count, Ordering::Relaxed);
     }
 
     /// Returns a zeroed page: always the lowest that is free.

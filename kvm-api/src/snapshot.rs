@@ -158,7 +158,8 @@ impl Kvm {
             })?;
         }
         for saved in &state.vcpus {
-            vm.create_vcpu(u64::from(saved.id))?.with(|vcpu| vcpu.load(saved))?;
+            vm.create_vcpu(u64::from(saved.id))?
+                .with(|vcpu| vcpu.load(saved))?;
         }
         Ok(vm)
     }
@@ -193,7 +194,13 @@ impl Loaded<'_> {
         self.run.read_bytes(0, &mut run);
         let read = |field: Field| (field.encoding(), self.vmcs.read(field));
         let vmcs = saved_fields(self.vm).map(read).collect();
-        SavedVcpu { id, tsc: self.guest_tsc(), state: self.state.clone(), vmcs, run }
+        SavedVcpu {
+            id,
+            tsc: self.guest_tsc(),
+            state: self.state.clone(),
+            vmcs,
+            run,
+        }
     }
 
     fn load(&mut self, saved: &SavedVcpu) -> Result<()> {
@@ -206,7 +213,9 @@ impl Loaded<'_> {
             .map(|(encoding, value)| Some((known(*encoding)?, *value)))
             .collect();
         let values = values.filter(|values| values.iter().all(|row| fields.contains(&row.0)));
-        let (Some(values), true) = (values, fits) else { return Err(Errno::EINVAL) };
+        let (Some(values), true) = (values, fits) else {
+            return Err(Errno::EINVAL);
+        };
         for (field, value) in values {
             self.vmcs.write(field, value);
         }

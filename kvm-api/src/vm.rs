@@ -216,7 +216,10 @@ impl Vm {
 
     /// Returns the vCPUs by id.
     pub(crate) fn cores(&self) -> Vec<(u32, Arc<VcpuCore>)> {
-        lock(&self.vcpus).iter().map(|(id, core)| (*id, core.clone())).collect()
+        lock(&self.vcpus)
+            .iter()
+            .map(|(id, core)| (*id, core.clone()))
+            .collect()
     }
 
     /// Returns a vCPU that was made before: a second handle to it.

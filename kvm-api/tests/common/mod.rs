@@ -29,11 +29,7 @@ impl Guest {
         };
         vm.set_user_memory_region(region).expect("a good region");
         let vcpu = vm.create_vcpu(0).expect("a vCPU");
-        let guest = Self {
-            vm,
-            vcpu,
-            memory,
-        };
+        let guest = Self { vm, vcpu, memory };
         guest.write(0x1000, code);
         let mut sregs = guest.vcpu.get_sregs().expect("they are there");
         sregs.cs.selector = 0;
@@ -125,8 +121,10 @@ impl Guest {
 }
 
 fn new_memory() -> *mut u8 {
-    let (prot, how) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let (prot, how) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
     // SAFETY: new memory, kept for the life of the process.
     unsafe { libc::mmap(core::ptr::null_mut(), BYTES, prot, how, -1, 0) }.cast()
 }
