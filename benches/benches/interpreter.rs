@@ -1,0 +1,45 @@
+//! The interpreter on guest programs, through the public API of `x86-interp` only.
+//!
+//! Unit: one element is one guest instruction, so criterion's "elements/s" is instructions per
+//! second. Each measured run is a whole run of a program from cold caches, result checked.
+
+use benches::bare;
+use benches::image::Image;
+use benches::programs::{PROGRAMS, Program};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use x86_interp::{Cpu, Stop};
+
+/// Runs the program to its end and checks what it computed.
+fn run(cpu: &mut Cpu, program: &Program) {
+    assert_eq!(cpu.run(u64::MAX), Stop::Halt, "{}", program.name);
+    let expected = program.expected(program.iterations, Image::DATA);
+    assert_eq!(
+        bare::result(cpu, program.bits),
+        expected,
+        "{}",
+        program.name
+    );
+}
+
+fn interpreter(c: &mut Criterion) {
+    let mut group = c.benchmark_group("interpreter");
+    group.sample_size(10);
+    for program in PROGRAMS {
+        let image = Image::new(program, program.iterations);
+        let processor = || bare::processor(&image).expect("memory for a guest");
+        let mut cpu = processor();
+        run(&mut cpu, program);
+        group.throughput(Throughput::Elements(cpu.retired()));
+        group.bench_function(program.name, |b| {
+            b.iter_batched(
+                processor,
+                |mut cpu| run(&mut cpu, program),
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, interpreter);
+criterion_main!(benches);
