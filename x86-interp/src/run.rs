@@ -246,7 +246,7 @@ impl Cpu {
         if !mode.is_step {
             let entry = block.entry();
             self.hot.jumps.enter(key.rip, self.hot.jump_tag, entry);
-            patch.apply(block, mode.cs_base);
+            patch.apply(block);
         }
     }
 

@@ -115,17 +115,19 @@ unsafe fn unlinked<const TAKEN: bool>(cpu: *mut Cpu, op: *const Uop) -> *const U
         } else {
             ((*link).fall_rip, &raw mut (*link).fall)
         };
-        let entry = find(cpu, rip);
-        if !entry.is_null() {
-            enter!(cpu, entry);
-        }
-        (*cpu).state.rip = rip;
-        (*cpu).hot.left = Left::Onward;
-        (*cpu).hot.patch = Patch {
+        let patch = Patch {
             place,
             from: header(op),
             rip,
         };
+        let entry = find(cpu, rip);
+        if !entry.is_null() {
+            patch.apply(&*(*entry.cast::<Header>().sub(1)).block);
+            enter!(cpu, entry);
+        }
+        (*cpu).state.rip = rip;
+        (*cpu).hot.left = Left::Onward;
+        (*cpu).hot.patch = patch;
     }
     black_box(core::ptr::null())
 }
@@ -152,14 +154,14 @@ impl Patch {
 
     /// Lets the link lead to `found`, if both blocks lie in one page: then whatever voids one
     /// voids the other.
-    pub(crate) fn apply(self, found: &Block, cs_base: u64) {
+    pub(crate) fn apply(self, found: &Block) {
         if self.place.is_null() {
             return;
         }
         // SAFETY: a patch is applied before any block is freed.
         unsafe {
             let from = &*(*self.from).block;
-            let page = |b: &Block| cs_base.wrapping_add(b.rip) >> 12;
+            let page = |b: &Block| b.mode.cs_base.wrapping_add(b.rip) >> 12;
             let is_near = page(from) == page(found) && from.generation() == found.generation();
             if is_near && from.mode == found.mode && self.rip == found.rip {
                 *self.place = found.entry();
