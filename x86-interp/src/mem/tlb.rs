@@ -236,13 +236,6 @@ impl Tlb {
         }
     }
 
-    /// Takes away all rights to write fast.
-    pub(crate) fn protect_all(&mut self) {
-        for e in self.entries.iter_mut() {
-            e.write = INVALID;
-        }
-    }
-
     /// Looks `linear` up for a read of `W` in `context`; returns the value.
     #[inline(always)]
     pub(crate) fn read<W: Width>(&self, linear: u64, context: u64) -> Option<W> {
@@ -283,7 +276,7 @@ pub(crate) fn tag<W: Width>(linear: u64, context: u64) -> u64 {
 /// A value at any address.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
-struct Unaligned<W>(W);
+pub(crate) struct Unaligned<W>(pub(crate) W);
 
 /// Reads guest memory: one access, visible to no optimisation.
 ///

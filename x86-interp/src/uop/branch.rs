@@ -115,19 +115,18 @@ unsafe fn unlinked<const TAKEN: bool>(cpu: *mut Cpu, op: *const Uop) -> *const U
         } else {
             ((*link).fall_rip, &raw mut (*link).fall)
         };
-        let patch = Patch {
-            place,
-            from: header(op),
-            rip,
-        };
         let entry = find(cpu, rip);
         if !entry.is_null() {
-            patch.apply(&*(*entry.cast::<Header>().sub(1)).block);
+            join(place, header(op), entry);
             enter!(cpu, entry);
         }
         (*cpu).state.rip = rip;
         (*cpu).hot.left = Left::Onward;
-        (*cpu).hot.patch = patch;
+        (*cpu).hot.patch = Patch {
+            place,
+            from: header(op),
+            rip,
+        };
     }
     black_box(core::ptr::null())
 }
@@ -160,12 +159,28 @@ impl Patch {
         }
         // SAFETY: a patch is applied before any block is freed.
         unsafe {
-            let from = &*(*self.from).block;
-            let page = |b: &Block| b.mode.cs_base.wrapping_add(b.rip) >> 12;
-            let is_near = page(from) == page(found) && from.generation() == found.generation();
-            if is_near && from.mode == found.mode && self.rip == found.rip {
-                *self.place = found.entry();
+            if self.rip == found.rip {
+                join(self.place, self.from, found.entry());
             }
+        }
+    }
+}
+
+/// Lets the link at `place`, of the block of `from`, lead to `entry` if both blocks lie in one page
+/// and mode.
+///
+/// # Safety
+/// `uop`, "Safety".
+#[inline(never)]
+unsafe fn join(place: *mut *const Uop, from: *const Header, entry: *const Uop) {
+    // SAFETY: `uop`, "Safety".
+    unsafe {
+        let from = &*(*from).block;
+        let found = &*(*entry.cast::<Header>().sub(1)).block;
+        let page = |b: &Block| b.mode.cs_base.wrapping_add(b.rip) >> 12;
+        let is_near = page(from) == page(found) && from.generation() == found.generation();
+        if is_near && from.mode == found.mode {
+            *place = entry;
         }
     }
 }

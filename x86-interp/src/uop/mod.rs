@@ -194,4 +194,6 @@ pub(crate) unsafe fn header(op: *const Uop) -> *const Header {
 }
 
 #[cfg(test)]
+mod tail_calls;
+#[cfg(test)]
 mod tests;

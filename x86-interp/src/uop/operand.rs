@@ -3,6 +3,7 @@
 use super::Uop;
 use crate::Cpu;
 use crate::insn::{RegisterOffset, ZERO_REGISTER};
+use crate::mem::tlb::Unaligned;
 use crate::width::Width;
 
 /// The register-file slot that micro-ops of one instruction use among themselves.
@@ -20,16 +21,17 @@ const _: () = assert!(ZERO_REGISTER == 17 * 8);
 
 /// Reads a register.
 ///
+/// A place of a packed type instead of `read_unaligned`: with debug assertions that takes the
+/// address of a local, and a handler with one cannot go on by a jump.
+///
 /// # Safety
 /// `uop`, "Safety".
 #[inline(always)]
 pub(crate) unsafe fn get<W: Width>(cpu: *const Cpu, register: RegisterOffset) -> W {
     // SAFETY: the register file is the processor's first field, and offsets lie inside it.
     unsafe {
-        cpu.cast::<u8>()
-            .add(usize::from(register))
-            .cast::<W>()
-            .read_unaligned()
+        let slot = cpu.cast::<u8>().wrapping_add(usize::from(register));
+        (*slot.cast::<Unaligned<W>>()).0
     }
 }
 
@@ -41,11 +43,11 @@ pub(crate) unsafe fn get<W: Width>(cpu: *const Cpu, register: RegisterOffset) ->
 pub(crate) unsafe fn set<W: Width>(cpu: *mut Cpu, register: RegisterOffset, value: W) {
     // SAFETY: as in `get`.
     unsafe {
-        let slot = cpu.cast::<u8>().add(usize::from(register));
+        let slot = cpu.cast::<u8>().wrapping_add(usize::from(register));
         if W::BITS == 32 {
-            slot.cast::<u64>().write_unaligned(value.to_u64());
+            (*slot.cast::<Unaligned<u64>>()).0 = value.to_u64();
         } else {
-            slot.cast::<W>().write_unaligned(value);
+            (*slot.cast::<Unaligned<W>>()).0 = value;
         }
     }
 }
