@@ -74,7 +74,9 @@ pub fn units() -> Vec<Unit> {
             .map(|guest| Unit::guest(group, guest))
             .collect::<Vec<_>>()
     });
-    let scripts = ioctls::GROUPS.iter().chain(guests::SCRIPTS);
+    let scripts = ioctls::GROUPS
+        .iter()
+        .chain(guests::SCRIPTS.iter().copied().flatten());
     guests
         .chain(scripts.map(|(group, script)| Unit::script(group, *script)))
         .collect()

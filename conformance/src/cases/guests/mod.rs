@@ -5,6 +5,7 @@ mod control;
 mod exceptions;
 mod io;
 mod paging;
+mod ports;
 mod run;
 mod segmentation;
 mod strings;
@@ -26,4 +27,4 @@ pub(super) const GROUPS: &[(&str, fn() -> Vec<Guest>)] = &[
 ];
 
 /// Guests that need more than one act: scripts.
-pub(super) const SCRIPTS: &[(&str, Script)] = run::PARTS;
+pub(super) const SCRIPTS: &[&[(&str, Script)]] = &[run::PARTS, ports::PARTS];

@@ -34,4 +34,5 @@ pub(super) const GROUPS: &[(&str, Script)] = &[
 fn valid(probe: &mut Probe<'_>) {
     registers::script(probe);
     events::script(probe);
+    state::translation(probe);
 }

@@ -30,6 +30,9 @@ const WRITES: &[(&str, u32, u64, &str)] = &[
     ("mtrr_fixed", 0x250, 0x0606_0606_0606_0606, "1 0x606060606060606"),
     ("mcg_status", 0x17a, 1, "1 0x1"),
     ("mcg_cap", 0x179, 1, "0 0x20"),
+    ("misc_enable", 0x1a0, 1, "1 0x1"),
+    ("x2apic_msr", 0x808, 0x10, "0 0x0"),
+    ("tsc_deadline", 0x6e0, 0x1000, "1 0x0"),
 ];
 
 fn entries(list: &[(u32, u64)]) -> Words {

@@ -33,7 +33,7 @@ const FRESH: &[(&str, &str)] = &[
         "gdt.base=0x0 gdt.limit=0xffff idt.base=0x0 idt.limit=0xffff",
     ),
     (
-        "control",
+        "sregs",
         "cr0=0x60000010 cr2=0x0 cr3=0x0 cr4=0x0 cr8=0x0 efer=0x0 apic_base=0xfee00900",
     ),
     (
@@ -73,6 +73,11 @@ pub(super) fn script(probe: &mut Probe<'_>) {
         regs.rax | regs.rbx | regs.rcx | regs.rsi | regs.rdi | regs.rbp | regs.r8 | regs.r15;
     probe.check("noirqchip.other_registers", "0", &others.to_string());
     structs(probe, &machine);
+}
+
+/// KVM_TRANSLATE, without paging and in two modes.
+pub(super) fn translation(probe: &mut Probe<'_>) {
+    let machine = Machine::bare(probe);
     translate(probe, &machine);
     long_mode(probe);
 }
