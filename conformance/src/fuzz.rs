@@ -185,7 +185,6 @@ pub fn run(target: &mut dyn Target, options: &Options) -> Result<ExitCode> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
 mod tests {
     use super::*;
 

@@ -3,6 +3,10 @@
 //! Each result is a [`Record`]: what is wanted and what was seen, both as text, so that one string
 //! is the expectation, the capture list, the line of the report and what two backends are compared
 //! by.
+#![expect(
+    clippy::missing_errors_doc,
+    reason = "an outcome is what a case looks at, not an error of ours"
+)]
 
 use crate::backend::{
     Argument, Backend, Bytes, Call, DescriptorCall, Errno, Handle, Mapping, Memory, Outcome,

@@ -239,15 +239,11 @@ pub fn work(backend: BackendName, keep: Keep) -> Result<()> {
         match &mut live {
             Some(backend) if keep == Keep::Calls => {
                 let mut recorder = Recorder::new(&mut **backend);
-                unit.play(&mut recorder, &mut |record| {
-                    say(&Line::Result(record.clone()))
-                });
+                unit.play(&mut recorder, &mut tell);
                 say(&Line::Calls(recorder.into_calls()));
             }
             Some(backend) => {
-                unit.play(&mut **backend, &mut |record| {
-                    say(&Line::Result(record.clone()))
-                });
+                unit.play(&mut **backend, &mut tell);
             }
             None => replay(unit, recording.unit(&name)),
         }
@@ -258,19 +254,25 @@ pub fn work(backend: BackendName, keep: Keep) -> Result<()> {
 
 fn replay(unit: &Unit, calls: Option<Vec<Exchange>>) {
     let Some(calls) = calls else {
-        return say(&Line::Skipped("not in the recording".to_owned()));
+        say(&Line::Skipped("not in the recording".to_owned()));
+        return;
     };
     let mut backend = RecordedBackend::new(calls);
     let mut records = Vec::new();
     unit.play(&mut backend, &mut |record| records.push(record.clone()));
     if backend.departed() {
-        return say(&Line::Skipped(
+        say(&Line::Skipped(
             "the recording was made with other inputs".to_owned(),
         ));
+        return;
     }
     records
         .into_iter()
         .for_each(|record| say(&Line::Result(record)));
+}
+
+fn tell(record: &Record) {
+    say(&Line::Result(record.clone()));
 }
 
 fn say(line: &Line) {

@@ -275,7 +275,10 @@ impl<K: Kernel> SystemBackend<K> {
         };
         // SAFETY: the struct is ours.
         checked(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }.into())?;
-        while exhausted {
+        if !exhausted {
+            return Ok(0);
+        }
+        loop {
             // SAFETY: standard error is open; the new descriptor is kept.
             let fd = unsafe { libc::dup(2) };
             if fd < 0 {

@@ -106,4 +106,11 @@ mod tests {
             assert!(seen.insert(record.id.clone()), "{} twice", record.id);
         }
     }
+
+    #[test]
+    fn there_are_as_many_cases_as_promised() {
+        let units = units();
+        assert!(units.iter().map(|unit| unit.results().len()).sum::<usize>() >= 900);
+        assert!(units.iter().filter(|unit| unit.is_guest()).count() >= 300);
+    }
 }

@@ -1,4 +1,8 @@
 //! [`Vm`] and [`Machine`]: a virtual machine with memory and vCPUs, by the ioctls of every VMM.
+#![expect(
+    clippy::missing_errors_doc,
+    reason = "an outcome is what a case looks at, not an error of ours"
+)]
 
 use super::layout::*;
 use super::setup::{self, Mode};

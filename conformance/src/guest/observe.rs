@@ -167,7 +167,7 @@ const EXCEPTIONS: [&str; 22] = [
 fn halt(probe: &mut Probe<'_>, machine: &Machine) -> String {
     let regs: kvm_regs = probe.read_struct(machine.vcpu, KVM_GET_REGS);
     let from_stubs = regs.rip.wrapping_sub(STUBS + 1);
-    if from_stubs >= 256 * STUB_SIZE || from_stubs % STUB_SIZE != 0 {
+    if from_stubs >= 256 * STUB_SIZE || !from_stubs.is_multiple_of(STUB_SIZE) {
         return "HLT".to_owned();
     }
     let vector = from_stubs / STUB_SIZE;

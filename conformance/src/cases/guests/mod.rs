@@ -14,8 +14,11 @@ mod system;
 use super::Script;
 use crate::guest::Guest;
 
+/// A group and its rows.
+pub(super) type Table = (&'static str, fn() -> Vec<Guest>);
+
 /// The tables, by group.
-pub(super) const GROUPS: &[(&str, fn() -> Vec<Guest>)] = &[
+pub(super) const GROUPS: &[Table] = &[
     ("arithmetic", arithmetic::rows),
     ("control", control::rows),
     ("segmentation", segmentation::rows),
