@@ -236,6 +236,31 @@ impl Tlb {
         }
     }
 
+    /// Whether a `W` at `linear` is known to lie in one writable page of RAM.
+    pub(crate) fn is_writable<W: Width>(&self, linear: u64, context: u64) -> bool {
+        self.behind[index(linear)].write == tag::<W>(linear, context)
+    }
+
+    /// Replaces the naturally aligned `W` at `linear` by `new` if it is `old`, atomically. Returns
+    /// whether that changed code, or the value that is there instead.
+    pub(crate) fn compare_exchange<W: Width>(
+        &self,
+        linear: u64,
+        context: u64,
+        old: W,
+        new: W,
+    ) -> Result<bool, W> {
+        assert!(self.is_writable::<W>(linear, context) && linear % W::BYTES as u64 == 0);
+        let host = linear.wrapping_add(self.entry(linear).addend);
+        // SAFETY: a valid entry holds a host page, the access is aligned and inside it; `code` as
+        // in `write_beside_code`.
+        let code = unsafe {
+            compare_exchange_host(host, old, new)?;
+            &*self.behind[index(linear)].code
+        };
+        Ok(code.written(linear & 0xfff, W::BYTES))
+    }
+
     /// Looks `linear` up for a read of `W` in `context`; returns the value.
     #[inline(always)]
     pub(crate) fn read<W: Width>(&self, linear: u64, context: u64) -> Option<W> {
@@ -296,4 +321,28 @@ pub(crate) unsafe fn read_host<W: Width>(host: u64) -> W {
 pub(crate) unsafe fn write_host<W: Width>(host: u64, value: W) {
     // SAFETY: the caller's.
     unsafe { (host as *mut Unaligned<W>).write_volatile(Unaligned(value)) }
+}
+
+/// Compares and exchanges guest memory in one host operation.
+///
+/// # Safety
+/// `host` is writable for `W` and aligned to its size.
+unsafe fn compare_exchange_host<W: Width>(host: u64, old: W, new: W) -> Result<W, W> {
+    use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
+    macro_rules! by {
+        ($atomic:ty, $word:ty) => {{
+            // SAFETY: the caller's.
+            let word = unsafe { <$atomic>::from_ptr(host as *mut $word) };
+            let (old, new) = (old.to_u64() as $word, new.to_u64() as $word);
+            let was = word.compare_exchange(old, new, SeqCst, SeqCst);
+            was.map(|v| W::from_u64(u64::from(v)))
+                .map_err(|v| W::from_u64(u64::from(v)))
+        }};
+    }
+    match W::BYTES {
+        1 => by!(AtomicU8, u8),
+        2 => by!(AtomicU16, u16),
+        4 => by!(AtomicU32, u32),
+        _ => by!(AtomicU64, u64),
+    }
 }

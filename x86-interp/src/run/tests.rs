@@ -185,3 +185,33 @@ fn an_instruction_across_a_page_boundary_runs() {
     assert_eq!(cpu.general_registers()[0], 7);
     assert_eq!(cpu.arch_state().rip, CODE + 4094 + 5);
 }
+
+#[test]
+fn locked_updates_of_two_processors_lose_nothing() {
+    let code = assemble(64, |a| {
+        let mut top = a.create_label();
+        a.mov(ecx, 100_000)?;
+        a.set_label(&mut top)?;
+        a.lock().add(dword_ptr(0x8000), 1)?;
+        a.mov(eax, 1)?;
+        a.lock().xadd(qword_ptr(0x8010), rax)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.hlt()
+    });
+    let mut first = processor(Bits::Long64, 64, &code);
+    let mut second = Cpu::new(
+        Arc::clone(&first.phys),
+        Box::new(EmptyBus),
+        Box::<InstructionClock>::default(),
+    );
+    second.set_arch_state(&first.arch_state());
+    let thread = std::thread::spawn(move || second.run(u64::MAX));
+    assert_eq!(first.run(u64::MAX), Stop::Halt);
+    assert_eq!(thread.join().expect("no panic"), Stop::Halt);
+    for address in [0x8000, 0x8010] {
+        let mut bytes = [0; 4];
+        first.phys.read_bytes(Hpa(address), &mut bytes);
+        assert_eq!(u32::from_le_bytes(bytes), 200_000);
+    }
+}
