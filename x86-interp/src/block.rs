@@ -138,6 +138,7 @@ pub(crate) struct BlockCache {
     modes: HashMap<CodeMode, u32>,
     last_mode: Option<(CodeMode, u32)>,
     /// Blocks that are no more found, but that links may still lead to.
+    #[expect(clippy::vec_box, reason = "links point to what is in the boxes")]
     retired: Vec<Box<Block>>,
 }
 

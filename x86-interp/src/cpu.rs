@@ -79,9 +79,11 @@ impl Cpu {
     /// Returns a processor in the state after RESET, attached to memory, devices and a clock.
     #[must_use]
     pub fn new(phys: Arc<PhysMap>, bus: Box<dyn Bus>, clock: Box<dyn Clock>) -> Self {
+        let hot = Hot::default();
+        phys.attach(&hot.limit);
         Self {
             gpr: [0; 18],
-            hot: Hot::default(),
+            hot,
             flags: LazyFlags::default(),
             tlb: Tlb::default(),
             current_context: CurrentContext::default(),

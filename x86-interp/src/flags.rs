@@ -80,7 +80,7 @@ impl LazyFlags {
     pub(crate) fn carry_overflow<W: Width>(result: W, carry: bool, overflow: bool) -> Self {
         Self {
             result: result.to_i64() as u64,
-            aux: u64::from(carry) * CARRY | u64::from(carry != overflow) * CARRY_IN,
+            aux: (u64::from(carry) * CARRY) | (u64::from(carry != overflow) * CARRY_IN),
         }
     }
 

@@ -61,6 +61,8 @@ pub(crate) struct Hot {
 #[derive(Default)]
 pub(crate) struct Engine {
     pub(crate) blocks: BlockCache,
+    /// [`crate::mem::phys::PhysMap::code_marks`] as last seen.
+    code_marks: u64,
     /// The reason behind [`Left::Fault`].
     pub(crate) fault: Option<Fault>,
 }
@@ -144,6 +146,7 @@ impl Cpu {
         self.hot.code_written = false;
         self.look_around(end)?;
         if self.attend()? == Boundary::Delivered {
+            self.outside_may_have_written();
             return Ok(());
         }
         let end = self.timer_horizon(end);
@@ -197,6 +200,11 @@ impl Cpu {
             return Err(self.kicked());
         }
         self.refresh_map();
+        let marks = self.phys.code_marks();
+        if marks != self.engine.code_marks {
+            self.engine.code_marks = marks;
+            self.tlb.protect_all();
+        }
         if self.pending_stop.is_some() {
             return Err(Fault::Stop);
         }
@@ -282,6 +290,10 @@ impl Cpu {
             let (offset, length) = (key.address.page_offset(), block.bytes.len());
             if ram.code.mark(offset, length) {
                 self.tlb.protect_host_page(ram.host.as_ptr() as u64);
+                let marks = self.phys.code_marked(&self.hot.limit, ATTENTION);
+                if marks == self.engine.code_marks {
+                    self.engine.code_marks = marks + 1;
+                }
             }
             let generation = ram.code.generation().load(Ordering::SeqCst);
             if ram.holds(offset, &block.bytes) {

@@ -175,6 +175,7 @@ impl Cpu {
             ram.read(at.page_offset(), bytes);
             return Ok(());
         }
+        self.outside_may_have_written();
         let mut done = 0;
         while done < bytes.len() {
             let size = piece(bytes.len() - done);
@@ -194,6 +195,7 @@ impl Cpu {
             self.hot.code_written |= ram.write(at.page_offset(), bytes);
             return Ok(());
         }
+        self.outside_may_have_written();
         let mut done = 0;
         while done < bytes.len() {
             let size = piece(bytes.len() - done);

@@ -8,8 +8,8 @@
 use std::alloc::Layout;
 use std::any::Any;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use vmx_model::addr::Hpa;
 use vmx_model::memory::PhysicalMemory;
@@ -279,6 +279,8 @@ unsafe fn write_sized(host: u64, size: usize, value: u64) {
 pub struct PhysMap {
     regions: RwLock<Arc<[Region]>>,
     generation: AtomicU64,
+    attached: Mutex<Vec<Weak<AtomicI64>>>,
+    code_marks: AtomicU64,
 }
 
 impl PhysMap {
@@ -325,7 +327,7 @@ impl PhysMap {
         owner: Option<Arc<dyn Any + Send + Sync>>,
     ) -> Result<(), RegionError> {
         let at = host.as_ptr() as u64;
-        if (base.0 | bytes | at) % PAGE != 0 || bytes == 0 {
+        if !(base.0 | bytes | at).is_multiple_of(PAGE) || bytes == 0 {
             return Err(RegionError::Unaligned);
         }
         let end = base.0.checked_add(bytes).ok_or(RegionError::Overlap)?;
@@ -349,6 +351,31 @@ impl PhysMap {
         *guard = all.into();
         self.generation.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+
+    /// Adds a processor that uses this memory; `limit` is the word that calls its attention.
+    pub(crate) fn attach(&self, limit: &Arc<AtomicI64>) {
+        let mut all = self.attached.lock().unwrap_or_else(|e| e.into_inner());
+        all.retain(|a| a.strong_count() != 0);
+        all.push(Arc::downgrade(limit));
+    }
+
+    /// Tells the processors that a page which they may write fast holds decoded code now; `own` is
+    /// the word of the one that decoded it. Returns [`Self::code_marks`] from before.
+    pub(crate) fn code_marked(&self, own: &Arc<AtomicI64>, attention: i64) -> u64 {
+        let before = self.code_marks.fetch_add(1, Ordering::SeqCst);
+        let all = self.attached.lock().unwrap_or_else(|e| e.into_inner());
+        for limit in all.iter().filter_map(Weak::upgrade) {
+            if !Arc::ptr_eq(&limit, own) {
+                limit.fetch_max(attention, Ordering::SeqCst);
+            }
+        }
+        before
+    }
+
+    /// Returns a number that changes whenever a page gets its first decoded code.
+    pub(crate) fn code_marks(&self) -> u64 {
+        self.code_marks.load(Ordering::SeqCst)
     }
 
     /// Returns the present regions, for a processor to keep.

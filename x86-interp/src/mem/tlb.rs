@@ -236,6 +236,13 @@ impl Tlb {
         }
     }
 
+    /// Takes away all rights to write fast.
+    pub(crate) fn protect_all(&mut self) {
+        for e in self.entries.iter_mut() {
+            e.write = INVALID;
+        }
+    }
+
     /// Whether a `W` at `linear` is known to lie in one writable page of RAM.
     pub(crate) fn is_writable<W: Width>(&self, linear: u64, context: u64) -> bool {
         self.behind[index(linear)].write == tag::<W>(linear, context)
@@ -250,7 +257,7 @@ impl Tlb {
         old: W,
         new: W,
     ) -> Result<bool, W> {
-        assert!(self.is_writable::<W>(linear, context) && linear % W::BYTES as u64 == 0);
+        assert!(self.is_writable::<W>(linear, context) && linear.is_multiple_of(W::BYTES as u64));
         let host = linear.wrapping_add(self.entry(linear).addend);
         // SAFETY: a valid entry holds a host page, the access is aligned and inside it; `code` as
         // in `write_beside_code`.

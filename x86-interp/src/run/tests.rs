@@ -215,3 +215,31 @@ fn locked_updates_of_two_processors_lose_nothing() {
         assert_eq!(u32::from_le_bytes(bytes), 200_000);
     }
 }
+
+#[test]
+fn code_that_another_processor_writes_is_seen() {
+    // The reader spins on the immediate of its own MOV; the writer writes beside it for a while,
+    // then changes the immediate.
+    let reader = [0xb8, 0, 0, 0, 0, 0x85, 0xc0, 0x74, 0xf7, 0xf4];
+    let writer = assemble(64, |a| {
+        let mut top = a.create_label();
+        a.mov(ecx, 3_000_000)?;
+        a.set_label(&mut top)?;
+        a.mov(dword_ptr(0x2800), ecx)?;
+        a.dec(ecx)?;
+        a.jne(top)?;
+        a.mov(byte_ptr(0x2001), 1)?;
+        a.hlt()
+    });
+    let mut second = processor(Bits::Long64, 64, &writer);
+    second.phys.write_bytes(Hpa(0x2000), &reader);
+    let map = Arc::clone(&second.phys);
+    let mut first = Cpu::new(map, Box::new(EmptyBus), Box::<InstructionClock>::default());
+    let mut state = second.arch_state();
+    state.rip = 0x2000;
+    first.set_arch_state(&state);
+    let thread = std::thread::spawn(move || second.run(u64::MAX));
+    std::thread::sleep(std::time::Duration::from_millis(2));
+    assert_eq!(first.run(5_000_000_000), Stop::Halt);
+    assert_eq!(thread.join().expect("no panic"), Stop::Halt);
+}

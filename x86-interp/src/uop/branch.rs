@@ -203,10 +203,9 @@ macro_rules! branch {
         if $condition {
             asm!("/* taken */", options(nomem, nostack, preserves_flags));
             go!($cpu, $op, taken, true)
-        } else {
-            asm!("/* not taken */", options(nomem, nostack, preserves_flags));
-            go!($cpu, $op, fall, false)
         }
+        asm!("/* not taken */", options(nomem, nostack, preserves_flags));
+        go!($cpu, $op, fall, false)
     }};
 }
 
