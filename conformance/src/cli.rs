@@ -62,6 +62,8 @@ enum Command {
 enum FuzzCommand {
     /// VMX instruction sequences on several processors, against the naive model of vmx-model.
     Vmx(fuzz::Options),
+    /// Random bytes as guest code on the emulator.
+    Code(fuzz::Options),
     /// Random sequences of ioctls, compared with /dev/kvm.
     Ioctl(fuzz::Options),
 }
@@ -133,6 +135,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             out,
             filter,
         } => record(backend, &out, filter.as_deref()),
+        Command::Fuzz(FuzzCommand::Code(options)) => {
+            fuzz::run(&mut fuzz::code::Code::default(), &options)
+        }
         Command::Fuzz(FuzzCommand::Ioctl(options)) => {
             runner::host_kvm().map_err(|reason| anyhow::anyhow!("host skipped: {reason}"))?;
             fuzz::run(&mut fuzz::ioctl::Ioctl::new(), &options)

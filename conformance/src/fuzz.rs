@@ -5,6 +5,7 @@
 //! n + i, ...) is independent of the others, a run can be resumed, and a failing case can be run
 //! alone.
 
+pub mod code;
 pub mod ioctl;
 pub mod vmx;
 
