@@ -323,8 +323,8 @@ impl Cpu {
     /// Fetches and decodes the instruction at RIP.
     fn fetch(&mut self) -> Exec<Insn> {
         let mut bytes = [0; 15];
-        let mut have = 0;
         let rip = self.state.rip;
+        let mut have = self.fetch_from_page(&mut bytes[..14])?;
         loop {
             let options = self.cpuid.features().decoder_options();
             let mut decoder = Decoder::with_ip(self.code_bits(), &bytes[..have], rip, options);
@@ -356,6 +356,25 @@ impl Cpu {
             bytes[have] = byte[0];
             have += 1;
         }
+    }
+
+    /// Fills `bytes` with what the page at RIP has inside the limit of CS, if it is RAM; returns
+    /// how much that is. Elsewhere a byte is fetched only when the decoder asks for it.
+    fn fetch_from_page(&mut self, bytes: &mut [u8]) -> Exec<usize> {
+        let rip = self.state.rip;
+        let linear = self.linear(SegmentRegister::Cs, rip, 1, Access::Execute)?;
+        let at = self.translate(linear, Access::Execute, Privilege::Current)?;
+        let last = match self.mode() {
+            Mode::Long => u64::MAX,
+            _ => u64::from(self.state.segment(SegmentRegister::Cs).limit).min(self.rip_mask()),
+        };
+        let Some(ram) = self.view.page(at) else {
+            return Ok(0);
+        };
+        let room = (4096 - at.page_offset()).min(last.wrapping_sub(rip).saturating_add(1));
+        let count = bytes.len().min(room as usize);
+        ram.read(at.page_offset(), &mut bytes[..count]);
+        Ok(count)
     }
 
     /// Returns the linear address of the current instruction.
