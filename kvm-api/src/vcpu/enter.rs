@@ -321,15 +321,15 @@ impl Loaded<'_> {
                 }
                 Stop::Kick => cpu.set_interrupt_line(Some(RESCHEDULE_VECTOR)),
                 Stop::Unimplemented(which) => {
-                    force_exit(cpu);
+                    cpu.force_vm_exit();
                     return Left::Unimplemented(which);
                 }
                 Stop::HostFault(_) => {
-                    force_exit(cpu);
+                    cpu.force_vm_exit();
                     return Left::HostFault;
                 }
                 Stop::Halt | Stop::Shutdown | Stop::Suspended | Stop::VmxAbort(_) => {
-                    force_exit(cpu);
+                    cpu.force_vm_exit();
                     return Left::Exit;
                 }
             }
@@ -460,16 +460,6 @@ fn error(outcome: VmxOutcome) -> u64 {
     match outcome {
         VmxOutcome::FailValid(number) => u64::from(number),
         _ => 0,
-    }
-}
-
-/// Makes the guest exit by an interrupt of the host, at this instruction boundary.
-fn force_exit(cpu: &mut x86_interp::Cpu) {
-    cpu.set_interrupt_line(Some(RESCHEDULE_VECTOR));
-    for _ in 0..4 {
-        if !cpu.is_non_root() || cpu.run(1) == Stop::VmExit {
-            break;
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use vmx_model::arch::ArchState;
+use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::processor::Registers;
 
@@ -19,6 +20,16 @@ impl Registers for Cpu {
 }
 
 impl Cpu {
+    /// Leaves VMX non-root operation at this instruction boundary, as for an external interrupt, but
+    /// also where one is held back (blocking by STI or by MOV SS).
+    pub fn force_vm_exit(&mut self) {
+        if self.is_non_root() {
+            let _ = self.vm_exit(VmExit::new(ExitReason::EXTERNAL_INTERRUPT));
+            let _ = self.complete_vm_exit();
+            self.pending_stop = None;
+        }
+    }
+
     /// Carries out the VM exit that was recorded with [`crate::Fault::VmExit`].
     ///
     /// # Errors
