@@ -259,7 +259,7 @@ impl Cpu {
     }
 
     /// Whether every data access has to be looked at: none may use the TLB directly.
-    fn needs_slow_accesses(&self) -> bool {
+    pub(crate) fn needs_slow_accesses(&self) -> bool {
         let checks_alignment = self.state.cr0.contains(Cr0::AM)
             && self.state.rflags.contains(Rflags::AC)
             && self.cpl() == 3;

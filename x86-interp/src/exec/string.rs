@@ -42,6 +42,18 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 
 /// MOVS.
 pub(crate) fn movs<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    for _ in 0..PAGES {
+        let Some(bytes) = bulk::<W>(cpu, insn) else {
+            break;
+        };
+        let (from, to) = (source(cpu, insn), destination(cpu, insn));
+        let Some(bytes) = cpu.copy_in_pages(from, to, bytes, W::BYTES as u64) else {
+            break;
+        };
+        advance_by(cpu, insn, RSI, bytes);
+        advance_by(cpu, insn, RDI, bytes);
+        count_down::<W>(cpu, insn, bytes);
+    }
     repeat(cpu, insn, |cpu| {
         let value = load_source::<W>(cpu, insn)?;
         store_destination(cpu, insn, value)?;
@@ -63,6 +75,18 @@ pub(crate) fn lods<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// STOS.
 pub(crate) fn stos<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    for _ in 0..PAGES {
+        let Some(bytes) = bulk::<W>(cpu, insn) else {
+            break;
+        };
+        let value = cpu.register::<W>(0);
+        let to = destination(cpu, insn);
+        let Some(bytes) = cpu.fill_page(to, bytes, value) else {
+            break;
+        };
+        advance_by(cpu, insn, RDI, bytes);
+        count_down::<W>(cpu, insn, bytes);
+    }
     repeat(cpu, insn, |cpu| {
         store_destination(cpu, insn, cpu.register::<W>(0))?;
         advance::<W>(cpu, insn, RDI);
@@ -88,6 +112,50 @@ pub(crate) fn scas<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         advance::<W>(cpu, insn, RDI);
         Ok(sub(cpu.register::<W>(0), b, false).1)
     })
+}
+
+/// The largest number of pieces moved at once before events are looked for.
+const PAGES: u32 = 64;
+
+/// The shortest run of bytes worth more than one iteration.
+const BULK: u64 = 64;
+
+/// Returns how many bytes a repeated instruction may move at once; `None` if it has to go element
+/// by element.
+fn bulk<W: Width>(cpu: &Cpu, insn: &Insn) -> Option<u64> {
+    let is_upward = !cpu.rflags().intersects(Rflags::DF | Rflags::TF);
+    if insn.repeat == Repeat::None || !is_upward || cpu.needs_slow_accesses() {
+        return None;
+    }
+    let bytes = cpu.counter(insn).min(4096).wrapping_mul(W::BYTES as u64);
+    (bytes >= BULK).then_some(bytes)
+}
+
+fn source(cpu: &Cpu, insn: &Insn) -> (SegmentRegister, u64) {
+    let offset = cpu.address_register(RSI, insn.address_bytes);
+    (insn.memory.segment, offset)
+}
+
+fn destination(cpu: &Cpu, insn: &Insn) -> (SegmentRegister, u64) {
+    let offset = cpu.address_register(RDI, insn.address_bytes);
+    (SegmentRegister::Es, offset)
+}
+
+/// Moves SI or DI up.
+fn advance_by(cpu: &mut Cpu, insn: &Insn, number: u8, bytes: u64) {
+    let next = cpu
+        .address_register(number, insn.address_bytes)
+        .wrapping_add(bytes);
+    cpu.set_address_register(
+        number,
+        insn.address_bytes,
+        next & address_mask(insn.address_bytes),
+    );
+}
+
+fn count_down<W: Width>(cpu: &mut Cpu, insn: &Insn, bytes: u64) {
+    let done = bytes / W::BYTES as u64;
+    cpu.set_counter(insn, cpu.counter(insn).wrapping_sub(done));
 }
 
 fn load_source<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec<W> {

@@ -4,6 +4,7 @@
 //! performs loads and stores, `phys` holds the synthetic physical address space.
 
 pub(crate) mod access;
+mod bulk;
 pub(crate) mod code;
 pub mod phys;
 pub(crate) mod segment;

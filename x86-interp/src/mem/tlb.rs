@@ -243,6 +243,56 @@ impl Tlb {
         }
     }
 
+    /// Returns the host address of bytes of one page, through the tag that `tag_of` names.
+    fn piece(
+        &self,
+        linear: u64,
+        context: u64,
+        bytes: u64,
+        tag_of: fn(&Entry) -> u64,
+    ) -> Option<u64> {
+        let e = self.entry(linear);
+        let is_inside = bytes != 0 && (linear & 0xfff) + bytes <= 4096;
+        (is_inside && tag_of(e) == linear & !0xfff | context).then(|| linear.wrapping_add(e.addend))
+    }
+
+    /// Copies `bytes` bytes inside two pages, upward; false, and nothing is copied, if one of them
+    /// is not known, or if the destination begins inside the source.
+    pub(crate) fn copy(&self, from: u64, to: u64, context: u64, bytes: u64) -> bool {
+        let (Some(source), Some(destination)) = (
+            self.piece(from, context, bytes, |e| e.read),
+            self.piece(to, context, bytes, |e| e.write),
+        ) else {
+            return false;
+        };
+        if destination.wrapping_sub(source) < bytes {
+            return false;
+        }
+        let words = bytes / 8 * 8;
+        // SAFETY: valid entries hold host pages, and both pieces lie inside them.
+        unsafe {
+            for n in (0..words).step_by(8) {
+                write_host(destination + n, read_host::<u64>(source + n));
+            }
+            for n in words..bytes {
+                write_host(destination + n, read_host::<u8>(source + n));
+            }
+        }
+        true
+    }
+
+    /// Fills `bytes` bytes, a multiple of `W`, inside one page; false if it is not known.
+    pub(crate) fn fill<W: Width>(&self, to: u64, context: u64, bytes: u64, value: W) -> bool {
+        let Some(destination) = self.piece(to, context, bytes, |e| e.write) else {
+            return false;
+        };
+        for n in (0..bytes).step_by(W::BYTES) {
+            // SAFETY: a valid entry holds a host page, and the piece lies inside it.
+            unsafe { write_host(destination + n, value) };
+        }
+        true
+    }
+
     /// Whether a `W` at `linear` is known to lie in one writable page of RAM.
     pub(crate) fn is_writable<W: Width>(&self, linear: u64, context: u64) -> bool {
         self.behind[index(linear)].write == tag::<W>(linear, context)

@@ -243,3 +243,45 @@ fn code_that_another_processor_writes_is_seen() {
     assert_eq!(first.run(5_000_000_000), Stop::Halt);
     assert_eq!(thread.join().expect("no panic"), Stop::Halt);
 }
+
+/// REP MOVS and STOS of these sizes against a byte-by-byte copy: overlapping, across pages.
+#[test]
+fn repeated_moves_and_fills_go_upward_element_by_element() {
+    let cases = [
+        (0x8000, 0xa010, 1900),
+        (0x8ff9, 0x9003, 700),
+        (0x9003, 0x8ff9, 700),
+        (0x8000, 0x8004, 300),
+        (0x8001, 0x8fff, 2100),
+    ];
+    for (from, to, bytes) in cases {
+        for (opcode, element) in [([0xf3, 0xa4], 1_u64), ([0xf3, 0xa5], 4)] {
+            let mut code = vec![0xbe];
+            code.extend((from as u32).to_le_bytes());
+            code.push(0xbf);
+            code.extend((to as u32).to_le_bytes());
+            code.push(0xb9);
+            code.extend((bytes as u32).to_le_bytes());
+            code.extend(opcode);
+            code.extend([0xb0, 0x5a, 0xb9, 100, 0, 0, 0, 0xf3, 0xaa, 0xf4]);
+            let mut cpu = processor(Bits::Long64, 64, &code);
+            let mut memory: Vec<u8> = (0..0x10000_u32).map(|n| (n * 7 + (n >> 8)) as u8).collect();
+            cpu.phys.write_bytes(Hpa(0x8000), &memory[0x8000..]);
+            let length = bytes as u64 * element;
+            for n in (0..length).step_by(element as usize) {
+                let (s, d) = ((from + n) as usize, (to + n) as usize);
+                memory.copy_within(s..s + element as usize, d);
+            }
+            let end = (to + length) as usize;
+            memory[end..end + 100].fill(0x5a);
+            assert_eq!(cpu.run(1000), Stop::Halt);
+            assert_eq!(cpu.retired(), 8, "a repeated instruction counts once");
+            let registers = cpu.general_registers();
+            assert_eq!(registers[6], from + length);
+            assert_eq!(registers[7], to + length + 100);
+            let mut now = vec![0; 0x8000];
+            cpu.phys.read_bytes(Hpa(0x8000), &mut now);
+            assert!(now == memory[0x8000..], "{from:x} to {to:x}, {length}");
+        }
+    }
+}
