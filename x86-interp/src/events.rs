@@ -176,8 +176,8 @@ impl Cpu {
     fn is_quiet(&self) -> bool {
         let e = &self.events;
         let has_interrupt_source = e.interrupt_line.is_some() || self.apic.is_some();
-        !(e.init || e.nmi || e.task_trap || e.is_mid_repeat || has_interrupt_source)
-            && !self.has_virtual_interrupt()
+        let has_own = e.init || e.nmi || e.task_trap || e.is_mid_repeat;
+        !(has_own || has_interrupt_source || self.has_virtual_interrupt())
             && self.delivering.is_none()
             && !self.has_vmx_boundary_work()
             && self.state.activity == Activity::Active

@@ -47,7 +47,7 @@ impl Host {
         phys.write_bytes(VMXON, &revision);
         phys.write_bytes(VMCS, &revision);
         for (n, table) in [PML4, PML4 + 0x1000, PML4 + 0x2000].into_iter().enumerate() {
-            let entry = PML4 + 0x1000 * (n as u64 + 1) | 7;
+            let entry = (PML4 + 0x1000 * (n as u64 + 1)) | 7;
             phys.write_bytes(Hpa(table), &entry.to_le_bytes());
         }
         map(&phys, CODE, CODE_HPA | 0x37);

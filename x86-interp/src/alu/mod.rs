@@ -31,7 +31,7 @@ pub(crate) fn zsp<W: Width>(result: W) -> Rflags {
     let value = result.to_u64();
     flag_if(Rflags::ZF, value == 0)
         | flag_if(Rflags::SF, value & W::SIGN != 0)
-        | flag_if(Rflags::PF, (value & 0xff).count_ones() % 2 == 0)
+        | flag_if(Rflags::PF, (value & 0xff).count_ones().is_multiple_of(2))
 }
 
 /// Whether the sign bit of `value` is set.

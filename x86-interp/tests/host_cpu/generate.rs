@@ -449,11 +449,9 @@ impl Generator {
             M::Div | M::Idiv => self.adjust_dividend(case),
             M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b => self.adjust_comparand(case),
             M::Bound => self.adjust_bounds(case),
-            M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => {
-                if self.one_in(2) {
-                    let junk = self.pick(&[0, 0, 1 << 16, 1 << 31]);
-                    case.gpr[1] = self.below(3) | junk;
-                }
+            M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz if self.one_in(2) => {
+                let junk = self.pick(&[0, 0, 1 << 16, 1 << 31]);
+                case.gpr[1] = self.below(3) | junk;
             }
             _ if i.is_string_instruction() => self.adjust_strings(case),
             _ => {}
@@ -549,7 +547,7 @@ impl Generator {
         if self.one_in(2) {
             let size = case.instruction.op0_register().size();
             let at = self.address(case);
-            let wide = vec![
+            let wide = [
                 vec![0; size - 1],
                 vec![0x80],
                 vec![0xff; size - 1],
@@ -576,7 +574,7 @@ impl Generator {
             } else {
                 0
             };
-            case.gpr[n] = DATA + at | junk;
+            case.gpr[n] = (DATA + at) | junk;
             let level = self.pick(&[0u8, 0, 0xff]);
             let bytes: Vec<u8> = (0..64)
                 .map(|_| if self.one_in(20) { 1 } else { level })
