@@ -61,15 +61,20 @@ pub(crate) fn lookup(descriptor: RawFd) -> Option<Entry> {
 
 /// Lets go of every object that no descriptor and no mapping of this process names any more.
 pub(crate) fn sweep() {
-    let Some(used) = files_in_use() else { return };
+    // Only what is entered before the look at `/proc` can be missed by it and be dead: another
+    // thread may be making objects meanwhile. A second look tells what was only being moved (`dup`
+    // to a number that the first had passed, then `close`).
+    let mut dead: Vec<FileId> = registry().keys().copied().collect();
+    for _ in 0..2 {
+        if dead.is_empty() {
+            return;
+        }
+        let Some(used) = files_in_use() else { return };
+        dead.retain(|id| !used.contains(id));
+    }
     let dead: Vec<Entry> = {
         let mut registry = registry();
-        let ids: Vec<FileId> = registry
-            .keys()
-            .filter(|id| !used.contains(id))
-            .copied()
-            .collect();
-        ids.iter().filter_map(|id| registry.remove(id)).collect()
+        dead.iter().filter_map(|id| registry.remove(id)).collect()
     };
     // Dropped outside the lock: a VM that ends runs VMCLEAR and VMXOFF.
     drop(dead);
