@@ -1,3 +1,47 @@
 //! The softvmx command line.
 
-fn main() {}
+mod explain;
+mod kvm;
+mod trace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// An Intel VT-x processor and a KVM, in user space.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a program whose /dev/kvm is softvmx.
+    Kvm(kvm::Options),
+    /// Prints what the software in VMX root operation does.
+    #[command(subcommand)]
+    Trace(trace::Command),
+    /// Prints what the tables know of a VMCS field, an exit reason, an instruction error or a check.
+    Explain(explain::Options),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("softvmx: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Kvm(options) => kvm::run(&options),
+        Command::Trace(command) => trace::run(&command),
+        Command::Explain(options) => explain::run(&options),
+    }
+}

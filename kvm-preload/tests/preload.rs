@@ -1,0 +1,55 @@
+//! An unmodified program on the `kvm-ioctls` crate works under the preload library.
+//!
+//! The program is the example `modes`; the library is built here, because Cargo does not build a
+//! `cdylib` for the tests of its package.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The folder that holds this build's artefacts.
+fn artefacts() -> PathBuf {
+    let test = std::env::current_exe().expect("this test is a file");
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/PROFILE/deps/test");
+    folder.to_owned()
+}
+
+fn library() -> PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", "kvm-preload", "--lib"]);
+    let folder = artefacts();
+    let target = folder.parent().expect("target/PROFILE");
+    build.arg("--target-dir").arg(target);
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(
+        build.status().expect("cargo runs").success(),
+        "the library does not build"
+    );
+    folder.join("libkvm_preload.so")
+}
+
+fn run_example(library: &Path) -> Output {
+    let example = artefacts().join("examples/modes");
+    assert!(example.exists(), "cargo builds examples for tests");
+    Command::new(example)
+        .env("LD_PRELOAD", library)
+        .output()
+        .expect("the example runs")
+}
+
+#[test]
+fn a_vmm_on_kvm_ioctls_runs_guests_in_four_modes() {
+    let output = run_example(&library());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let expected = "API version 12\nReal: 0x1234\nProtected: 0x1234\nPaged: 0x1234\nLong: 0x1234\n";
+    assert_eq!(text, expected);
+}
