@@ -138,8 +138,6 @@ impl DirtyBitmap {
 pub(crate) struct Memslots {
     /// Sorted by first frame, none overlapping.
     slots: Vec<Slot>,
-    /// Counts the changes.
-    generation: u64,
 }
 
 /// What a call of KVM_SET_USER_MEMORY_REGION did.
@@ -161,11 +159,6 @@ impl Memslots {
     /// Returns the slots in order of their first frame.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Slot> {
         self.slots.iter()
-    }
-
-    /// Returns how often the slots have changed.
-    pub(crate) const fn generation(&self) -> u64 {
-        self.generation
     }
 
     /// Returns the slot that holds a guest frame.
@@ -236,10 +229,7 @@ impl Memslots {
             .collect();
         slots.extend(new);
         slots.sort_by_key(|slot| slot.base_gfn);
-        Self {
-            slots,
-            generation: self.generation.wrapping_add(1),
-        }
+        Self { slots }
     }
 
     /// Returns the slot and its bitmap, in the checks of the dirty-log ioctls.
@@ -259,8 +249,8 @@ pub(crate) fn check_slot_number(slot: u32) -> Result<()> {
 
 fn check_region(region: &kvm_userspace_memory_region2) -> Result<()> {
     let known = KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY;
-    let unaligned =
-        (region.memory_size | region.guest_phys_addr | region.userspace_addr) % PAGE_SIZE != 0;
+    let unaligned = !(region.memory_size | region.guest_phys_addr | region.userspace_addr)
+        .is_multiple_of(PAGE_SIZE);
     let user_end = region.userspace_addr.checked_add(region.memory_size);
     let refused = region.slot & 0xffff >= USER_MEM_SLOTS
         || region.flags & !known != 0

@@ -72,9 +72,9 @@ impl RunPage {
         unsafe {
             let at = self.backing.start().as_ptr().add(offset).cast::<T>();
             if at.is_aligned() {
-                at.write_volatile(value)
+                at.write_volatile(value);
             } else {
-                at.write_unaligned(value)
+                at.write_unaligned(value);
             }
         }
     }

@@ -20,7 +20,7 @@ pub(crate) const IOCTLS: &[Row<Arc<Kvm>>] = &[
     Row::new(KVM_GET_API_VERSION, |_, arg| {
         no_argument(arg).map(|()| API_VERSION)
     }),
-    Row::new(KVM_CREATE_VM, |kvm, arg| create_vm_fd(kvm, arg)),
+    Row::new(KVM_CREATE_VM, create_vm_fd),
     Row::new(KVM_CHECK_EXTENSION, |kvm, arg| Ok(kvm.check_extension(arg))),
     Row::new(KVM_GET_VCPU_MMAP_SIZE, |_, arg| {
         no_argument(arg).map(|()| VCPU_MMAP_SIZE.cast_signed())

@@ -49,7 +49,7 @@ pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
     Row::new(KVM_SET_TSC_KHZ, |vm, arg| done(vm.set_tsc_khz(arg as u32))),
     Row::new(KVM_GET_TSC_KHZ, |vm, _| Ok(i64::from(vm.get_tsc_khz()))),
     Row::new(KVM_CREATE_DEVICE, |_, arg| {
-        get::<kvm_create_device>(arg).and_then(|_| Err(Errno::ENODEV))
+        get::<kvm_create_device>(arg).and(Err(Errno::ENODEV))
     }),
     Row::new(KVM_ENABLE_CAP, |vm, arg| {
         done(get(arg).and_then(|cap| vm.enable_cap(&cap)))
@@ -324,7 +324,7 @@ impl Vm {
         bits: impl FnOnce(usize) -> Result<Vec<u64>>,
     ) -> Result<()> {
         check_slot_number(slot)?;
-        if first_page % 64 != 0 {
+        if !first_page.is_multiple_of(64) {
             return Err(Errno::EINVAL);
         }
         let slots = self.memslots();

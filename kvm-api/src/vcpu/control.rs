@@ -138,8 +138,8 @@ impl Loaded<'_> {
 
     /// `vmx_update_exception_bitmap()`.
     pub(crate) fn update_exception_bitmap(&mut self) {
-        let breakpoints = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
-        let int3 = self.state.debug.control & breakpoints == breakpoints;
+        let debug = &self.state.debug;
+        let int3 = debug.is_enabled() && debug.uses_software_breakpoints();
         self.vmcs.write(Field::PAGE_FAULT_ERROR_CODE_MASK, 0);
         self.vmcs.write(Field::PAGE_FAULT_ERROR_CODE_MATCH, 0);
         self.vmcs.write(
