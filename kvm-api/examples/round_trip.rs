@@ -25,7 +25,7 @@ fn memory() -> *mut u8 {
         memory
             .cast::<u8>()
             .add(0x1000)
-            .copy_from(CODE.as_ptr(), CODE.len())
+            .copy_from(CODE.as_ptr(), CODE.len());
     };
     memory.cast()
 }

@@ -93,11 +93,11 @@ fn the_sequence_is_that_of_linux() {
 fn control_words_are_those_of_the_capabilities() {
     let trace = &*TRACE;
     let last = |field: &str| {
-        let writes = trace
+        let mut writes = trace
             .iter()
             .filter(|operation| operation.field == Some(field));
         writes
-            .last()
+            .next_back()
             .and_then(|operation| operation.value)
             .expect("it is written")
     };

@@ -112,7 +112,7 @@ fn step(guest: &Guest, round: usize) -> Exit {
 }
 
 /// Saves to JSON and loads into a fresh VM with a copy of the memory.
-fn move_to_fresh_vm(guest: Guest) -> Guest {
+fn move_to_fresh_vm(guest: &Guest) -> Guest {
     let json = serde_json::to_string(&guest.vm.save().expect("a state")).expect("plain data");
     let state: VmState = serde_json::from_str(&json).expect("what was written");
     let memory = guest.copy_memory();
@@ -129,7 +129,7 @@ fn trace(code: &[u8], moves: impl Fn(usize) -> bool) -> (Vec<Exit>, Vec<u8>) {
     for round in 0..EXITS {
         exits.push(step(&guest, round));
         if moves(round) {
-            guest = move_to_fresh_vm(guest);
+            guest = move_to_fresh_vm(&guest);
         }
     }
     (exits, guest.memory_bytes())

@@ -103,7 +103,11 @@ fn emit_collatz(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 fn expected(iterations: u32, _: u64) -> u64 {
-    let is_prime = |n: u32| (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0);
+    let is_prime = |n: u32| {
+        (2..n)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
+    };
     let primes = (2..2048).filter(|&n| is_prime(n)).count() as u32;
     let mut sum = 0u32;
     for left in (1..=iterations).rev() {

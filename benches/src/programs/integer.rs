@@ -111,7 +111,11 @@ fn emit_sieve(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 fn sieve(iterations: u32, _: u64) -> u64 {
-    let is_prime = |n: u64| (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0);
+    let is_prime = |n: u64| {
+        (2..n)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
+    };
     u64::from(iterations) * (2..8192).filter(|&n| is_prime(n)).count() as u64
 }
 

@@ -30,7 +30,11 @@ const H0: [u32; 8] = [
 
 /// Returns the first 32 bits of the fractional parts of the cube roots of the first 64 primes.
 fn round_constants() -> [u32; 64] {
-    let is_prime = |n: u64| (2..n).take_while(|d| d * d <= n).all(|d| n % d != 0);
+    let is_prime = |n: u64| {
+        (2..n)
+            .take_while(|d| d * d <= n)
+            .all(|d| !n.is_multiple_of(d))
+    };
     let mut k = [0; 64];
     for (slot, p) in k.iter_mut().zip((2u64..).filter(|&n| is_prime(n))) {
         // The integer cube root of p x 2^96 is the cube root of p with 32 fractional bits.
@@ -39,9 +43,9 @@ fn round_constants() -> [u32; 64] {
         while high - low > 1 {
             let middle = u128::midpoint(low, high);
             if middle * middle * middle <= target {
-                low = middle
+                low = middle;
             } else {
-                high = middle
+                high = middle;
             }
         }
         *slot = low as u32;
@@ -166,8 +170,8 @@ fn expected(iterations: u32, _: u64) -> u64 {
     let mut state = H0;
     for iteration in (1..=iterations).rev() {
         let mut w = [0u32; 64];
-        for i in 0..16 {
-            w[i] = (i as u32 * 0x0101_0101).wrapping_add(iteration);
+        for (i, word) in (0u32..16).zip(&mut w) {
+            *word = (i * 0x0101_0101).wrapping_add(iteration);
         }
         for i in 16..64 {
             let s0 = w[i - 15].rotate_right(7) ^ w[i - 15].rotate_right(18) ^ (w[i - 15] >> 3);

@@ -7,18 +7,18 @@ use std::sync::Arc;
 
 const BYTES: usize = 0x80000;
 
-pub struct Guest {
+pub(crate) struct Guest {
     pub vm: Arc<Vm>,
     pub vcpu: Arc<Vcpu>,
     memory: *mut u8,
 }
 
 impl Guest {
-    pub fn new(code: &[u8]) -> Self {
+    pub(crate) fn new(code: &[u8]) -> Self {
         Self::with_flags(code, 0)
     }
 
-    pub fn with_flags(code: &[u8], flags: u32) -> Self {
+    pub(crate) fn with_flags(code: &[u8], flags: u32) -> Self {
         let vm = Kvm::new().create_vm(0).expect("a VM");
         let memory = new_memory();
         let region = kvm_userspace_memory_region {
@@ -45,30 +45,30 @@ impl Guest {
         guest
     }
 
-    pub fn from_parts(vm: Arc<Vm>, vcpu: Arc<Vcpu>, memory: *mut u8) -> Self {
+    pub(crate) fn from_parts(vm: Arc<Vm>, vcpu: Arc<Vcpu>, memory: *mut u8) -> Self {
         Self { vm, vcpu, memory }
     }
 
-    pub fn memory_bytes(&self) -> Vec<u8> {
+    pub(crate) fn memory_bytes(&self) -> Vec<u8> {
         // SAFETY: the guest's memory, which lives as long as the process; no vCPU runs.
         unsafe { core::slice::from_raw_parts(self.memory, BYTES) }.to_vec()
     }
 
     /// Returns new memory with the same contents.
-    pub fn copy_memory(&self) -> *mut u8 {
+    pub(crate) fn copy_memory(&self) -> *mut u8 {
         let memory = new_memory();
         // SAFETY: both have this many bytes.
         unsafe { memory.copy_from(self.memory, BYTES) };
         memory
     }
 
-    pub fn write(&self, at: usize, bytes: &[u8]) {
+    pub(crate) fn write(&self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= BYTES);
         // SAFETY: within the guest's memory.
         unsafe { self.memory.add(at).copy_from(bytes.as_ptr(), bytes.len()) };
     }
 
-    pub fn run(&self) -> u32 {
+    pub(crate) fn run(&self) -> u32 {
         self.vcpu.run().expect("it runs");
         let reason = self.page(8);
         if matches!(reason, KVM_EXIT_FAIL_ENTRY | KVM_EXIT_INTERNAL_ERROR) {
@@ -81,21 +81,21 @@ impl Guest {
         reason
     }
 
-    pub fn regs(&self) -> kvm_regs {
+    pub(crate) fn regs(&self) -> kvm_regs {
         self.vcpu.get_regs().expect("they are there")
     }
 
     /// Direction, size, port and count of KVM_EXIT_IO.
-    pub fn io(&self) -> (u8, u8, u16, u32) {
+    pub(crate) fn io(&self) -> (u8, u8, u16, u32) {
         (self.page(32), self.page(33), self.page(34), self.page(36))
     }
 
     /// Address, length, direction and first byte of KVM_EXIT_MMIO.
-    pub fn mmio(&self) -> (u64, u32, u8, u8) {
+    pub(crate) fn mmio(&self) -> (u64, u32, u8, u8) {
         (self.page(32), self.page(48), self.page(52), self.page(40))
     }
 
-    pub fn page<T: Copy>(&self, offset: usize) -> T {
+    pub(crate) fn page<T: Copy>(&self, offset: usize) -> T {
         // SAFETY: within the three pages; integers only.
         unsafe {
             self.vcpu
@@ -107,7 +107,7 @@ impl Guest {
         }
     }
 
-    pub fn set_page<T: Copy>(&self, offset: usize, value: T) {
+    pub(crate) fn set_page<T: Copy>(&self, offset: usize, value: T) {
         // SAFETY: as above.
         unsafe {
             self.vcpu
@@ -115,7 +115,7 @@ impl Guest {
                 .as_ptr()
                 .add(offset)
                 .cast::<T>()
-                .write_unaligned(value)
+                .write_unaligned(value);
         };
     }
 }
@@ -135,7 +135,7 @@ extern "C" fn nothing(_: i32) {}
 ///
 /// # Safety
 /// SIGUSR1 belongs to the test.
-pub unsafe fn run_with_alarm(guest: &Guest, milliseconds: u64) -> Result<()> {
+pub(crate) unsafe fn run_with_alarm(guest: &Guest, milliseconds: u64) -> Result<()> {
     // SAFETY: the handler does nothing.
     unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as usize) };
     // SAFETY: names this thread, which lives until the other is joined.
