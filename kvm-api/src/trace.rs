@@ -1,6 +1,6 @@
 //! What KVM does to VMX: each operation of the calling thread's logical processor, recorded.
 //!
-//! A [`Recorder`] is an observer of `vmx-model`; [`create_vcpu`] makes a VM and a vCPU under one.
+//! A `Recorder` is an observer of `vmx-model`; [`create_vcpu`] makes a VM and a vCPU under one.
 
 use crate::errno::Result;
 use crate::host::lock;

@@ -4,8 +4,8 @@
 //! Exceptions and Interrupts When Switching Stacks"; Vol. 3B, "Debug Exceptions", "Debug Control
 //! Register (DR7)".
 //!
-//! The run loop calls [`Cpu::attend`] at instruction boundaries. While [`Cpu::needs_step`] holds,
-//! it executes one instruction at a time between [`Cpu::begin_step`] and [`Cpu::end_step`].
+//! The run loop calls `Cpu::attend` at instruction boundaries. While `Cpu::needs_step` holds,
+//! it executes one instruction at a time between `Cpu::begin_step` and `Cpu::end_step`.
 
 use serde::{Deserialize, Serialize};
 use vmx_model::addr::Linear;

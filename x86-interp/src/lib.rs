@@ -1,6 +1,6 @@
 //! One x86 processor: it executes instructions, and asks [`vmx_model`] about everything VMX.
 //!
-//! The crate has two classes of instruction. Every instruction has a *plain handler* in [`exec`]:
+//! The crate has two classes of instruction. Every instruction has a *plain handler* in `exec`:
 //! the reference, written with the SDM's order of accesses. Hot families also have specialised
 //! micro-op handlers; a property test holds both equal.
 //!

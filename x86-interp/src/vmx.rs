@@ -1,7 +1,7 @@
 //! The processor's side of VMX: what is asked of [`vmx_model`], and what is done with the answers.
 //!
 //! Nothing about VMX is decided here. A [`LogicalProcessor`] is attached to a [`Cpu`]; the handlers
-//! of [`crate::exec`] ask it (or its current VMCS) whether something causes a VM exit; `entry`
+//! of `crate::exec` ask it (or its current VMCS) whether something causes a VM exit; `entry`
 //! applies the plan of a VM entry, `exit` carries a VM exit out.
 //!
 //! The software in VMX root operation is either code that this processor executes (a hypervisor in
