@@ -1,7 +1,7 @@
 //! Random sequences of ioctls: the emulator and this machine's /dev/kvm.
 //!
 //! A sequence is made of calls with structured arguments on a few descriptors, which may not exist
-//! yet. Both sides perform it; outcomes and structs must be equal but for what [`MASKS`] leaves out.
+//! yet. Both sides perform it; outcomes and structs must be equal but for what `MASKS` leaves out.
 //! What depends on the vendor of the processor is not asked at all: the choices below are those
 //! of common KVM code.
 
