@@ -6,7 +6,7 @@
 
 use crate::errno::Result;
 use crate::host::{Host, lock};
-use crate::memory::{Wanted, check_page};
+use crate::memory::{Wanted, check_page, is_writable_already};
 use crate::memslots::{Change, Memslots, NewBitmap, Slot, max_gfn};
 use crate::uaccess::UserPtr;
 use crate::vmx::ept::{EptTables, Writable};
@@ -159,7 +159,8 @@ impl GuestMemory {
     }
 
     /// Maps the page that an EPT violation is about (`kvm_mmu_page_fault()`). A page is writable
-    /// once it has been written: that keeps the dirty log, and a page that can only be read.
+    /// once it has been written, or counts as written: that keeps the dirty log, and a page that
+    /// can only be read.
     ///
     /// # Errors
     /// EFAULT: the caller's page is not there; ENOMEM.
@@ -181,10 +182,8 @@ impl GuestMemory {
             Wanted::Read
         };
         check_page(slot.page_address(gfn), wanted)?;
-        if is_write {
+        let writable = if is_write || is_logged_and_writable(slot, gfn) {
             mark_dirty(slot, gfn);
-        }
-        let writable = if is_write {
             Writable::Yes
         } else {
             Writable::No
@@ -234,6 +233,12 @@ impl GuestMemory {
 /// Returns a slot's address in the guest-physical map.
 const fn slot_base(slot: &Slot) -> Hpa {
     Hpa(slot.base_gfn << 12)
+}
+
+/// Whether a read maps a page of a slot that logs for writes too, and so counts it as dirty: KVM
+/// does so where the caller's page is writable without ado (`make_spte()`).
+fn is_logged_and_writable(slot: &Slot, gfn: u64) -> bool {
+    slot.dirty.is_some() && !slot.is_read_only() && is_writable_already(slot.page_address(gfn))
 }
 
 fn mark_dirty(slot: &Slot, gfn: u64) {

@@ -10,6 +10,8 @@ use crate::host::lock;
 use crate::uapi::PAGE_SIZE;
 use core::ptr::NonNull;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use vmx_model::addr::Hpa;
 use x86_interp::mem::phys::{PhysMap, Protection};
@@ -114,6 +116,18 @@ pub(crate) fn check_page(address: u64, wanted: Wanted) -> Result<()> {
     }
 }
 
+/// Whether a page of the caller's can be written as it is: present, its own and not to be copied
+/// (`get_user_page_fast_only()` with `FOLL_WRITE`). A shared page is reported as not writable.
+pub(crate) fn is_writable_already(address: u64) -> bool {
+    /// Bits of `/proc/PID/pagemap`: the page is mapped by nobody else, and is present.
+    const MINE_ALONE: u64 = 1 << 56 | 1 << 63;
+    let mut entry = [0; 8];
+    let read = File::open("/proc/self/pagemap")
+        .and_then(|map| map.read_exact_at(&mut entry, address / PAGE_SIZE * 8));
+    let is_mine = read.is_ok() && u64::from_le_bytes(entry) & MINE_ALONE == MINE_ALONE;
+    is_mine && check_page(address, Wanted::Write).is_ok()
+}
+
 /// Whether the kernel knows the advice, by a page that is there.
 fn is_populate_known() -> bool {
     static PAGE: u8 = 0;
@@ -162,6 +176,22 @@ mod tests {
             SlotRanges::default().insert(&memory, pages, 40),
             Err(Errno::ENOMEM)
         );
+    }
+
+    #[test]
+    fn a_page_is_writable_once_it_has_been_written() {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping; the test never takes it away.
+        let pages = unsafe { libc::mmap(core::ptr::null_mut(), 8192, protection, flags, -1, 0) };
+        let address = pages as u64;
+        assert!(!is_writable_already(address), "it is not there yet");
+        check_page(address, Wanted::Read).expect("it is mapped");
+        assert!(!is_writable_already(address), "it is the zero page");
+        check_page(address, Wanted::Write).expect("it is mapped for writes");
+        assert!(is_writable_already(address));
+        assert!(!is_writable_already(address + PAGE_SIZE));
+        assert!(!is_writable_already(0x1000));
     }
 
     #[test]

@@ -7,6 +7,9 @@ use crate::vcpu::Loaded;
 use kvm_bindings::kvm_translation;
 use vmx_model::arch::{Cr0, Cr4};
 
+/// No guest-physical address (`INVALID_GPA`); without paging, a linear address may be it.
+const INVALID_GPA: u64 = u64::MAX;
+
 const PRESENT: u64 = 1;
 const PAGE_SIZE_BIT: u64 = 1 << 7;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -32,8 +35,8 @@ impl Loaded<'_> {
     /// `writeable` is always 1 and `usermode` 0, as in the kernel.
     pub(crate) fn translate(&self, translation: &mut kvm_translation) {
         let physical = self.guest_physical(translation.linear_address);
-        translation.physical_address = physical.unwrap_or(u64::MAX);
-        translation.valid = u8::from(physical.is_some());
+        translation.physical_address = physical.unwrap_or(INVALID_GPA);
+        translation.valid = u8::from(translation.physical_address != INVALID_GPA);
         translation.writeable = 1;
         translation.usermode = 0;
     }
