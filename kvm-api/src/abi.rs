@@ -8,7 +8,7 @@
 //! vCPU and device descriptors before the request is looked at; then a foreign request is EINVAL
 //! on the system and on a vCPU, ENOTTY on a VM and a device.
 
-use crate::dispatch::find;
+use crate::dispatch::{find, requests};
 use crate::errno::{Errno, Result};
 use crate::fd::{self, Backing};
 use crate::mm;
@@ -65,6 +65,35 @@ fn perform(entry: &Entry, request: u32, arg: u64) -> Result<i64> {
             Some(handler) => handler(vcpu, arg),
             None => Err(Errno::EINVAL),
         },
+    }
+}
+
+/// A kind of descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Descriptor {
+    /// That of `/dev/kvm`.
+    System,
+    /// That of a VM.
+    Vm,
+    /// That of a vCPU.
+    Vcpu,
+}
+
+/// Returns the requests that a kind of descriptor answers; [`crate::uapi::request_name`] names them.
+///
+/// # Examples
+/// ```
+/// use kvm_api::abi::{Descriptor, offered};
+/// use kvm_api::uapi::KVM_RUN;
+/// assert!(offered(Descriptor::Vcpu).contains(&KVM_RUN));
+/// assert!(!offered(Descriptor::Vm).contains(&KVM_RUN));
+/// ```
+#[must_use]
+pub fn offered(descriptor: Descriptor) -> Vec<u32> {
+    match descriptor {
+        Descriptor::System => requests(system::IOCTLS),
+        Descriptor::Vm => requests(vm::IOCTLS),
+        Descriptor::Vcpu => requests(vcpu::IOCTLS),
     }
 }
 

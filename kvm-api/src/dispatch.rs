@@ -27,6 +27,11 @@ pub(crate) fn find<T>(table: &[Row<T>], request: u32) -> Option<fn(&T, u64) -> R
         .map(|row| row.handler)
 }
 
+/// Returns the requests of a table.
+pub(crate) fn requests<T>(table: &[Row<T>]) -> Vec<u32> {
+    table.iter().map(|row| row.request).collect()
+}
+
 /// Copies the argument in.
 pub(crate) fn get<T: Plain>(arg: u64) -> Result<T> {
     UserPtr(arg).read()
