@@ -15,6 +15,7 @@ pub mod errno;
 mod fd;
 mod guest_memory;
 mod host;
+mod host_fault;
 mod memory;
 mod memslots;
 mod mm;

@@ -3,9 +3,11 @@
 //!
 //! The kernel looks at the thread's pending signals under the effective mask. We block all
 //! signals while the guest runs, look at what is pending between slices, and restore the mask at
-//! the end, so that handlers run when KVM_RUN returns, as they do there.
+//! the end, so that handlers run when KVM_RUN returns, as they do there. SIGSEGV and SIGBUS are not
+//! blocked: see `host_fault`.
 #![expect(unsafe_code, reason = "signal masks")]
 
+use crate::host_fault;
 use core::cell::Cell;
 use core::mem::MaybeUninit;
 use std::time::{Duration, Instant};
@@ -16,7 +18,10 @@ type Mask = u64;
 /// Signals that the default disposition ignores.
 const IGNORED_BY_DEFAULT: [i32; 4] = [libc::SIGCHLD, libc::SIGURG, libc::SIGWINCH, libc::SIGCONT];
 
-/// All signals blocked, until it is dropped.
+/// Those of a failed access to guest memory: blocked, they would end the process.
+const FAULTS: Mask = 1 << (host_fault::SIGNALS[0] - 1) | 1 << (host_fault::SIGNALS[1] - 1);
+
+/// All signals blocked that can be, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Blocked {
     /// The thread's mask before.
@@ -33,7 +38,8 @@ const PATIENCE: Duration = Duration::from_micros(200);
 impl Blocked {
     /// Blocks all signals; `mask` is in effect instead of the thread's own.
     pub(crate) fn new(mask: Option<Mask>) -> Self {
-        let before = exchange(u64::MAX);
+        host_fault::install();
+        let before = exchange(!FAULTS);
         // What was pending and not blocked has been delivered before we came here.
         let looked = mask.is_none().then(Instant::now);
         Self {

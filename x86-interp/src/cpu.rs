@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use iced_x86::Decoder;
-use vmx_model::addr::Linear;
+use vmx_model::addr::{Hpa, Linear};
 use vmx_model::arch::{ArchState, Rflags, SegmentRegister};
 use vmx_model::event::{Event, Exception};
 
@@ -275,6 +275,12 @@ impl Cpu {
         Fault::Stop
     }
 
+    /// Records that the host memory behind `at` cannot be accessed.
+    #[cold]
+    pub(crate) fn host_fault(&mut self, at: Hpa) -> Fault {
+        self.stop(Stop::HostFault(at))
+    }
+
     /// Records that the bus asked to be called again.
     pub(crate) fn suspend(&mut self) -> Fault {
         self.stop(Stop::Suspended)
@@ -373,7 +379,9 @@ impl Cpu {
         };
         let room = (4096 - at.page_offset()).min(last.wrapping_sub(rip).saturating_add(1));
         let count = bytes.len().min(room as usize);
-        ram.read(at.page_offset(), &mut bytes[..count]);
+        if !ram.read(at.page_offset(), &mut bytes[..count]) {
+            return Err(self.host_fault(at));
+        }
         Ok(count)
     }
 

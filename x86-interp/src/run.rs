@@ -16,11 +16,11 @@ use crate::block::{self, Block, BlockCache, CodeMode, Key};
 use crate::events::Boundary;
 use crate::fault::{Exec, Fault};
 use crate::mem::tlb::NO_CONTEXT;
-use crate::mem::{Access, Privilege};
+use crate::mem::{Access, Privilege, guard};
 use crate::stop::Stop;
 use crate::uop::branch::{JumpCache, Patch};
 use crate::uop::moves::is_simple;
-use crate::uop::{self, Left, stack};
+use crate::uop::{Left, Uop, stack};
 use crate::{Cpu, mode::Mode};
 
 /// The value of [`Hot::limit`] that ends the run.
@@ -50,11 +50,25 @@ pub(crate) struct Hot {
     pub(crate) left: Left,
     /// Address-space context of hot memory accesses; [`NO_CONTEXT`] sends them the slow way.
     pub(crate) context: u64,
+    /// The micro-op that accessed memory last.
+    pub(crate) at: Current,
     /// What entries of `jumps` must be tagged with to count.
     pub(crate) jump_tag: u64,
     pub(crate) jumps: JumpCache,
     /// The link to write when the block at `state.rip` is found.
     pub(crate) patch: Patch,
+}
+
+/// A micro-op of a block that this processor's cache owns; read only while that block runs.
+pub(crate) struct Current(pub(crate) *const Uop);
+
+// SAFETY: the pointer is followed by the processor that owns the block, which goes with it.
+unsafe impl Send for Current {}
+
+impl Default for Current {
+    fn default() -> Self {
+        Self(core::ptr::null())
+    }
 }
 
 /// The run loop's own state; none of it is architectural.
@@ -77,6 +91,7 @@ impl Default for Hot {
             code_written: false,
             left: Left::Onward,
             context: NO_CONTEXT,
+            at: Current::default(),
             jump_tag: 0,
             jumps: JumpCache::default(),
             patch: Patch::NONE,
@@ -178,7 +193,10 @@ impl Cpu {
         let (entry, count) = (block.entry(), block.count());
         self.hot.budget = left - count as i64;
         // SAFETY: `entry` is the first micro-op of a block of this processor's cache.
-        unsafe { uop::dispatch(self, entry) };
+        let failed = unsafe { guard::enter(self, entry) };
+        if let Some(host) = failed {
+            self.abandon(host);
+        }
         self.retired = end.wrapping_sub(self.hot.budget as u64);
         match self.hot.left {
             Left::Onward => Ok(()),
@@ -281,7 +299,9 @@ impl Cpu {
                 let ram = self.view.page(key.address)?;
                 let mut bytes = [0; 4096];
                 let bytes = &mut bytes[key.address.page_offset() as usize..];
-                ram.read(key.address.page_offset(), bytes);
+                if !ram.read(key.address.page_offset(), bytes) {
+                    return None;
+                }
                 let block = block::build(key.rip, mode, bytes, ram.code.generation())?;
                 self.engine.blocks.insert(key, block);
             }

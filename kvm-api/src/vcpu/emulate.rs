@@ -7,7 +7,7 @@
 //! give again what they gave. Writes go to user space when the instruction has completed.
 
 use crate::cpuid;
-use crate::errno::Result;
+use crate::errno::{Errno, Result};
 use crate::guest_memory::GuestMemory;
 use crate::host::lock;
 use crate::run_page::offset;
@@ -171,6 +171,8 @@ enum Emulated {
     /// It needs an answer.
     Reads(IoAccess),
     Failed,
+    /// The caller's page behind guest memory has vanished.
+    HostFault,
 }
 
 impl Loaded<'_> {
@@ -216,6 +218,10 @@ impl Loaded<'_> {
             Emulated::Failed => {
                 self.state.emulation = Emulation::default();
                 Ok(self.emulation_failure(bytes))
+            }
+            Emulated::HostFault => {
+                self.state.emulation = Emulation::default();
+                Err(Errno::EFAULT)
             }
         }
     }
@@ -317,6 +323,7 @@ impl Loaded<'_> {
                 self.state.emulation.replies = io.replies;
                 io.request.map_or(Emulated::Failed, Emulated::Reads)
             }
+            Err(NotCompleted::Stop(Stop::HostFault(_))) => Emulated::HostFault,
             Err(NotCompleted::Stop(_)) => Emulated::Failed,
         };
         self.caches.emulator = Some(emulator);

@@ -10,7 +10,7 @@ const BYTES: usize = 0x80000;
 pub(crate) struct Guest {
     pub vm: Arc<Vm>,
     pub vcpu: Arc<Vcpu>,
-    memory: *mut u8,
+    pub memory: *mut u8,
 }
 
 impl Guest {

@@ -172,8 +172,12 @@ impl Cpu {
     /// Reads inside one physical page, from RAM or the bus.
     fn load_physical(&mut self, at: Hpa, bytes: &mut [u8]) -> Exec {
         if let Some(ram) = self.view.page(at) {
-            ram.read(at.page_offset(), bytes);
-            return Ok(());
+            let is_there = ram.read(at.page_offset(), bytes);
+            return if is_there {
+                Ok(())
+            } else {
+                Err(self.host_fault(at))
+            };
         }
         self.outside_may_have_written();
         let mut done = 0;
@@ -192,7 +196,8 @@ impl Cpu {
         if let Some(ram) = self.view.page(at)
             && ram.protection == Protection::ReadWrite
         {
-            self.hot.code_written |= ram.write(at.page_offset(), bytes);
+            let hit = ram.write(at.page_offset(), bytes);
+            self.hot.code_written |= hit.ok_or_else(|| self.host_fault(at))?;
             return Ok(());
         }
         self.outside_may_have_written();

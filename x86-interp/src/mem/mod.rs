@@ -1,11 +1,13 @@
 //! Memory as the processor sees it: segmentation, paging, physical memory.
 //!
 //! `segment` turns logical addresses into linear ones, `walk` those into physical ones, `access`
-//! performs loads and stores, `phys` holds the synthetic physical address space.
+//! performs loads and stores, `phys` holds the synthetic physical address space, `guard` survives host memory
+//! that has vanished.
 
 pub(crate) mod access;
 mod bulk;
 pub(crate) mod code;
+pub mod guard;
 pub mod phys;
 pub(crate) mod segment;
 pub(crate) mod stack;

@@ -8,16 +8,19 @@
 use std::alloc::Layout;
 use std::any::Any;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use vmx_model::addr::Hpa;
 use vmx_model::memory::PhysicalMemory;
 
 use super::code::{CodePage, CodeTable};
-use super::tlb::{read_host, write_host};
+use super::guard;
 
 const PAGE: u64 = 4096;
+
+/// From how many bytes on a read is worth a string instruction.
+const BULK: usize = 128;
 
 /// Zeroed, page-aligned host memory that this crate owns.
 #[derive(Debug)]
@@ -189,17 +192,29 @@ impl View {
 }
 
 impl RamPage<'_> {
-    /// Reads at `offset`; the bytes lie inside the page.
-    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) {
+    /// Reads at `offset`; the bytes lie inside the page. False if the host memory has vanished.
+    #[must_use]
+    pub(crate) fn read(&self, offset: u64, bytes: &mut [u8]) -> bool {
         let at = self.place(offset, bytes.len());
         let mut done = 0;
+        if bytes.len() >= BULK {
+            done = bytes.len() / 8 * 8;
+            let to = bytes.as_mut_ptr() as u64;
+            // SAFETY: from inside the page, into the buffer.
+            if !unsafe { guard::copy_words(to, at, done as u64 / 8) } {
+                return false;
+            }
+        }
         while done < bytes.len() {
             let size = piece(bytes.len() - done);
-            // SAFETY: inside the page, which the map keeps valid.
-            let word = unsafe { read_sized(at + done as u64, size) };
+            // SAFETY: inside the page.
+            let Some(word) = (unsafe { load_sized(at + done as u64, size) }) else {
+                return false;
+            };
             bytes[done..done + size].copy_from_slice(&word.to_le_bytes()[..size]);
             done += size;
         }
+        true
     }
 
     /// Whether the page holds these bytes at `offset`.
@@ -207,24 +222,27 @@ impl RamPage<'_> {
         bytes.chunks(64).enumerate().all(|(n, part)| {
             let mut now = [0; 64];
             let now = &mut now[..part.len()];
-            self.read(offset + 64 * n as u64, now);
-            now == part
+            self.read(offset + 64 * n as u64, now) && now == part
         })
     }
 
-    /// Writes at `offset`; the bytes lie inside the page. Returns whether that changed code.
-    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> bool {
+    /// Writes at `offset`; the bytes lie inside the page. Returns whether that changed code;
+    /// `None` if the host memory has vanished, or cannot be written.
+    #[must_use]
+    pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Option<bool> {
         let at = self.place(offset, bytes.len());
         let mut done = 0;
         while done < bytes.len() {
             let size = piece(bytes.len() - done);
             let mut word = [0; 8];
             word[..size].copy_from_slice(&bytes[done..done + size]);
-            // SAFETY: inside the page, which the map keeps valid.
-            unsafe { write_sized(at + done as u64, size, u64::from_le_bytes(word)) };
+            // SAFETY: inside the page.
+            if !unsafe { store_sized(at + done as u64, size, u64::from_le_bytes(word)) } {
+                return None;
+            }
             done += size;
         }
-        self.code.written(offset, bytes.len())
+        Some(self.code.written(offset, bytes.len()))
     }
 
     fn place(&self, offset: u64, length: usize) -> u64 {
@@ -247,29 +265,29 @@ pub(crate) fn piece(left: usize) -> usize {
 }
 
 /// # Safety
-/// `host` is readable for `size` bytes: 1, 2, 4 or 8.
-unsafe fn read_sized(host: u64, size: usize) -> u64 {
+/// `host` names `size` bytes of a region: 1, 2, 4 or 8.
+unsafe fn load_sized(host: u64, size: usize) -> Option<u64> {
     // SAFETY: the caller's.
     unsafe {
         match size {
-            8 => read_host::<u64>(host),
-            4 => u64::from(read_host::<u32>(host)),
-            2 => u64::from(read_host::<u16>(host)),
-            _ => u64::from(read_host::<u8>(host)),
+            8 => guard::load::<u64>(host),
+            4 => guard::load::<u32>(host).map(u64::from),
+            2 => guard::load::<u16>(host).map(u64::from),
+            _ => guard::load::<u8>(host).map(u64::from),
         }
     }
 }
 
 /// # Safety
-/// `host` is writable for `size` bytes: 1, 2, 4 or 8.
-unsafe fn write_sized(host: u64, size: usize, value: u64) {
+/// `host` names `size` bytes of a region: 1, 2, 4 or 8.
+unsafe fn store_sized(host: u64, size: usize, value: u64) -> bool {
     // SAFETY: the caller's.
     unsafe {
         match size {
-            8 => write_host(host, value),
-            4 => write_host(host, value as u32),
-            2 => write_host(host, value as u16),
-            _ => write_host(host, value as u8),
+            8 => guard::store(host, value),
+            4 => guard::store(host, value as u32),
+            2 => guard::store(host, value as u16),
+            _ => guard::store(host, value as u8),
         }
     }
 }
@@ -426,48 +444,39 @@ impl PhysMap {
         })
     }
 
-    fn for_each_byte(
-        &self,
-        address: Hpa,
-        length: usize,
-        mut f: impl FnMut(usize, Option<&AtomicU8>),
-    ) {
+    /// Calls `f` with the place of each byte in the buffer and in host memory.
+    fn for_each_byte(&self, address: Hpa, length: usize, mut f: impl FnMut(usize, Option<u64>)) {
         let mut done = 0;
         while done < length {
             let at = address.offset(done as u64);
             let part = (length - done).min((PAGE - at.page_offset()) as usize);
             let page = self.host_page(at);
             for i in 0..part {
-                let byte = page.map(|p| {
-                    // SAFETY: inside the page, which the map keeps valid; atomic access, so a
-                    // concurrent guest access is no data race.
-                    unsafe {
-                        &*p.host
-                            .as_ptr()
-                            .add(at.page_offset() as usize + i)
-                            .cast::<AtomicU8>()
-                    }
-                });
-                f(done + i, byte);
+                let host = page.map(|p| p.host.as_ptr() as u64 + at.page_offset() + i as u64);
+                f(done + i, host);
             }
             done += part;
         }
     }
 
-    /// Fills `bytes` from memory; all ones where there is none.
+    /// Fills `bytes` from memory; all ones where there is none, or its host memory has vanished.
     pub fn read_bytes(&self, address: Hpa, bytes: &mut [u8]) {
         let length = bytes.len();
-        self.for_each_byte(address, length, |i, byte| {
-            bytes[i] = byte.map_or(0xff, |b| b.load(Ordering::Relaxed));
+        self.for_each_byte(address, length, |i, host| {
+            // SAFETY: inside a page of a region.
+            bytes[i] = host
+                .and_then(|at| unsafe { guard::load(at) })
+                .unwrap_or(0xff);
         });
     }
 
-    /// Stores `bytes`; dropped where there is no memory. Does not honour [`Protection::ReadOnly`]:
-    /// this is the host program's own access.
+    /// Stores `bytes`; dropped where there is no memory, or it cannot be written. Does not honour
+    /// [`Protection::ReadOnly`]: this is the host program's own access.
     pub fn write_bytes(&self, address: Hpa, bytes: &[u8]) {
-        self.for_each_byte(address, bytes.len(), |i, byte| {
-            if let Some(b) = byte {
-                b.store(bytes[i], Ordering::Relaxed);
+        self.for_each_byte(address, bytes.len(), |i, host| {
+            if let Some(at) = host {
+                // SAFETY: inside a page of a region.
+                unsafe { guard::store(at, bytes[i]) };
             }
         });
     }
@@ -475,53 +484,52 @@ impl PhysMap {
 
 /// Paging-structure entries: naturally aligned words of 4 or 8 bytes.
 impl View {
-    /// Reads an entry in one access; all ones where there is no memory.
-    pub(crate) fn load_entry(&self, address: Hpa, bytes: usize) -> u64 {
+    /// Reads an entry in one access; all ones where there is no memory. `None` if its host memory
+    /// has vanished.
+    pub(crate) fn load_entry(&self, address: Hpa, bytes: usize) -> Option<u64> {
         match self.entry(address, bytes) {
-            Some((_, Entry::Four(word))) => u64::from(word.load(Ordering::Acquire)),
-            Some((_, Entry::Eight(word))) => word.load(Ordering::Acquire),
-            None => u64::MAX >> (64 - 8 * bytes.clamp(1, 8)),
+            // SAFETY: inside a page of a region.
+            Some((_, at)) => unsafe { load_sized(at, bytes) },
+            None => Some(u64::MAX >> (64 - 8 * bytes.clamp(1, 8))),
         }
     }
 
     /// Replaces an entry if it still is `old`. A write to where there is no RAM is dropped.
     pub(crate) fn replace_entry(&self, address: Hpa, bytes: usize, old: u64, new: u64) -> Replaced {
-        let Some((page, entry)) = self.entry(address, bytes) else {
+        let Some((page, at)) = self.entry(address, bytes) else {
             return Replaced::Done;
         };
         if page.protection == Protection::ReadOnly {
             return Replaced::Done;
         }
-        let order = (Ordering::AcqRel, Ordering::Acquire);
-        let is_done = match entry {
-            Entry::Four(word) => word
-                .compare_exchange(old as u32, new as u32, order.0, order.1)
-                .is_ok(),
-            Entry::Eight(word) => word.compare_exchange(old, new, order.0, order.1).is_ok(),
+        // SAFETY: inside a page of a region, aligned to its size.
+        let result = unsafe {
+            if bytes == 4 {
+                guard::compare_exchange(at, old as u32, new as u32).map(|r| r.is_ok())
+            } else {
+                guard::compare_exchange(at, old, new).map(|r| r.is_ok())
+            }
         };
-        if !is_done {
-            Replaced::Changed
-        } else if page.code.written(address.page_offset(), bytes) {
-            Replaced::DoneOverCode
-        } else {
-            Replaced::Done
+        match result {
+            None => Replaced::Vanished,
+            Some(false) => Replaced::Changed,
+            Some(true) if page.code.written(address.page_offset(), bytes) => Replaced::DoneOverCode,
+            Some(true) => Replaced::Done,
         }
     }
 
-    fn entry(&self, address: Hpa, bytes: usize) -> Option<(RamPage<'_>, Entry<'_>)> {
+    /// Returns the page of an entry, and the entry's host address.
+    fn entry(&self, address: Hpa, bytes: usize) -> Option<(RamPage<'_>, u64)> {
         let page = self.page(address)?;
-        let offset = address.page_offset() as usize & !(bytes - 1);
-        // SAFETY: `offset` is below the page's size.
-        let at = unsafe { page.host.as_ptr().add(offset) };
-        let entry = if bytes == 4 {
-            // SAFETY: inside the page, which the map keeps valid; aligned to its size; atomic, so a
-            // concurrent guest access is no data race.
-            Entry::Four(unsafe { AtomicU32::from_ptr(at.cast()) })
-        } else {
-            // SAFETY: as above.
-            Entry::Eight(unsafe { AtomicU64::from_ptr(at.cast()) })
-        };
-        Some((page, entry))
+        let offset = address.page_offset() & !(bytes as u64 - 1);
+        Some((page, page.host.as_ptr() as u64 + offset))
+    }
+
+    /// Returns the physical address that host memory backs.
+    pub(crate) fn address_of_host(&self, host: u64) -> Option<Hpa> {
+        let place = |r: &Region| host.wrapping_sub(r.host.as_ptr() as u64);
+        let region = self.regions.iter().find(|r| place(r) < r.bytes)?;
+        Some(region.base.offset(place(region)))
     }
 }
 
@@ -534,12 +542,8 @@ pub(crate) enum Replaced {
     DoneOverCode,
     /// The entry was not the old one any more.
     Changed,
-}
-
-/// A paging-structure entry in memory.
-enum Entry<'a> {
-    Four(&'a AtomicU32),
-    Eight(&'a AtomicU64),
+    /// The host memory cannot be written.
+    Vanished,
 }
 
 impl PhysicalMemory for &PhysMap {

@@ -16,6 +16,7 @@ use vmx_model::addr::Hpa;
 
 use super::Access;
 use super::code::CodePage;
+use super::guard;
 use super::phys::RamPage;
 use crate::width::Width;
 
@@ -161,7 +162,9 @@ impl Tlb {
         // SAFETY: as in `read`; the code page lives as long as the processor's view of the map,
         // and a new view comes with a flush.
         let code = unsafe {
-            write_host(linear.wrapping_add(self.entry(linear).addend), value);
+            if !guard::store(linear.wrapping_add(self.entry(linear).addend), value) {
+                return None;
+            }
             &*behind.code
         };
         Some(code.written(linear & 0xfff, W::BYTES))
@@ -257,7 +260,7 @@ impl Tlb {
     }
 
     /// Copies `bytes` bytes inside two pages, upward; false, and nothing is copied, if one of them
-    /// is not known, or if the destination begins inside the source.
+    /// is not known or has vanished, or if the destination begins inside the source.
     pub(crate) fn copy(&self, from: u64, to: u64, context: u64, bytes: u64) -> bool {
         let (Some(source), Some(destination)) = (
             self.piece(from, context, bytes, |e| e.read),
@@ -268,17 +271,18 @@ impl Tlb {
         if destination.wrapping_sub(source) < bytes {
             return false;
         }
-        let words = bytes / 8 * 8;
+        let words = bytes / 8;
         // SAFETY: valid entries hold host pages, and both pieces lie inside them.
         unsafe {
-            for n in (0..words).step_by(8) {
-                write_host(destination + n, read_host::<u64>(source + n));
-            }
-            for n in words..bytes {
-                write_host(destination + n, read_host::<u8>(source + n));
-            }
+            // What is there at the beginning is there to the end: pages vanish as a whole.
+            guard::can_store(destination)
+                && guard::load::<u8>(source).is_some()
+                && guard::copy_words(destination, source, words)
+                && (words * 8..bytes).all(|n| {
+                    guard::load::<u8>(source + n)
+                        .is_some_and(|byte| guard::store(destination + n, byte))
+                })
         }
-        true
     }
 
     /// Fills `bytes` bytes, a multiple of `W`, inside one page; false if it is not known.
@@ -286,11 +290,15 @@ impl Tlb {
         let Some(destination) = self.piece(to, context, bytes, |e| e.write) else {
             return false;
         };
-        for n in (0..bytes).step_by(W::BYTES) {
-            // SAFETY: a valid entry holds a host page, and the piece lies inside it.
-            unsafe { write_host(destination + n, value) };
+        let repeated = (u64::MAX / W::MASK).wrapping_mul(value.to_u64());
+        let words = bytes / 8;
+        // SAFETY: a valid entry holds a host page, and the piece lies inside it.
+        unsafe {
+            guard::fill_words(destination, repeated, words)
+                && (words * 8..bytes)
+                    .step_by(W::BYTES)
+                    .all(|n| guard::store(destination + n, value))
         }
-        true
     }
 
     /// Whether a `W` at `linear` is known to lie in one writable page of RAM.
@@ -299,41 +307,46 @@ impl Tlb {
     }
 
     /// Replaces the naturally aligned `W` at `linear` by `new` if it is `old`, atomically. Returns
-    /// whether that changed code, or the value that is there instead.
+    /// whether that changed code, or the value that is there instead; `None` if the host memory
+    /// has vanished.
     pub(crate) fn compare_exchange<W: Width>(
         &self,
         linear: u64,
         context: u64,
         old: W,
         new: W,
-    ) -> Result<bool, W> {
+    ) -> Option<Result<bool, W>> {
         assert!(self.is_writable::<W>(linear, context) && linear.is_multiple_of(W::BYTES as u64));
         let host = linear.wrapping_add(self.entry(linear).addend);
         // SAFETY: a valid entry holds a host page, the access is aligned and inside it; `code` as
         // in `write_beside_code`.
-        let code = unsafe {
-            compare_exchange_host(host, old, new)?;
-            &*self.behind[index(linear)].code
+        let (result, code) = unsafe {
+            let result = guard::compare_exchange(host, old, new)?;
+            (result, &*self.behind[index(linear)].code)
         };
-        Ok(code.written(linear & 0xfff, W::BYTES))
+        Some(result.map(|_| code.written(linear & 0xfff, W::BYTES)))
     }
 
     /// Looks `linear` up for a read of `W` in `context`; returns the value.
     #[inline(always)]
     pub(crate) fn read<W: Width>(&self, linear: u64, context: u64) -> Option<W> {
         let e = self.entry(linear);
+        if e.read != tag::<W>(linear, context) {
+            return None;
+        }
         // SAFETY: a valid entry holds a host page, and the comparison keeps the access inside it.
-        (e.read == tag::<W>(linear, context))
-            .then(|| unsafe { read_host(linear.wrapping_add(e.addend)) })
+        unsafe { guard::load(linear.wrapping_add(e.addend)) }
     }
 
     /// As [`Self::read`], if the page may be written.
     #[inline(always)]
     pub(crate) fn read_for_update<W: Width>(&self, linear: u64, context: u64) -> Option<W> {
         let e = self.entry(linear);
+        if e.write != tag::<W>(linear, context) {
+            return None;
+        }
         // SAFETY: as in `read`.
-        (e.write == tag::<W>(linear, context))
-            .then(|| unsafe { read_host(linear.wrapping_add(e.addend)) })
+        unsafe { guard::load(linear.wrapping_add(e.addend)) }
     }
 
     /// Looks `linear` up for a write of `W` in `context`, and writes; false if it is not there.
@@ -344,8 +357,16 @@ impl Tlb {
             return false;
         }
         // SAFETY: as in `read`.
-        unsafe { write_host(linear.wrapping_add(e.addend), value) };
-        true
+        unsafe { guard::store(linear.wrapping_add(e.addend), value) }
+    }
+
+    /// Whether an entry leads to this host page.
+    pub(crate) fn has_host_page(&self, host: u64) -> bool {
+        let leads =
+            |tag: u64, e: &Entry| tag != INVALID && (tag & !0xfff).wrapping_add(e.addend) == host;
+        self.entries
+            .iter()
+            .any(|e| leads(e.read, e) || leads(e.write, e))
     }
 }
 
@@ -378,28 +399,4 @@ pub(crate) unsafe fn read_host<W: Width>(host: u64) -> W {
 pub(crate) unsafe fn write_host<W: Width>(host: u64, value: W) {
     // SAFETY: the caller's.
     unsafe { (host as *mut Unaligned<W>).write_volatile(Unaligned(value)) }
-}
-
-/// Compares and exchanges guest memory in one host operation.
-///
-/// # Safety
-/// `host` is writable for `W` and aligned to its size.
-unsafe fn compare_exchange_host<W: Width>(host: u64, old: W, new: W) -> Result<W, W> {
-    use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
-    macro_rules! by {
-        ($atomic:ty, $word:ty) => {{
-            // SAFETY: the caller's.
-            let word = unsafe { <$atomic>::from_ptr(host as *mut $word) };
-            let (old, new) = (old.to_u64() as $word, new.to_u64() as $word);
-            let was = word.compare_exchange(old, new, SeqCst, SeqCst);
-            was.map(|v| W::from_u64(u64::from(v)))
-                .map_err(|v| W::from_u64(u64::from(v)))
-        }};
-    }
-    match W::BYTES {
-        1 => by!(AtomicU8, u8),
-        2 => by!(AtomicU16, u16),
-        4 => by!(AtomicU32, u32),
-        _ => by!(AtomicU64, u64),
-    }
 }

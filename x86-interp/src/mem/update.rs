@@ -68,11 +68,13 @@ impl Cpu {
         while is_aligned && self.tlb.is_writable::<W>(linear.0, context) {
             let (new, rest) = f(old);
             match self.tlb.compare_exchange(linear.0, context, old, new) {
-                Ok(hit) => {
+                Some(Ok(hit)) => {
                     self.hot.code_written |= hit;
                     return Ok(rest);
                 }
-                Err(now) => old = now,
+                Some(Err(now)) => old = now,
+                // The store below says which memory is not there.
+                None => break,
             }
         }
         let (value, rest) = f(old);

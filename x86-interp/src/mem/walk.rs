@@ -480,7 +480,7 @@ impl Cpu {
             let purpose = Purpose::PagingStructure(request.linear);
             let at = self.guest_physical(used.at, Access::Write, purpose)?;
             let bytes = mode.entry_bytes();
-            if !self.update_entry(at.address, bytes, used.value, new) {
+            if !self.update_entry(at.address, bytes, used.value, new)? {
                 return Ok(false);
             }
         }
@@ -512,14 +512,18 @@ impl Cpu {
     /// Reads a paging-structure entry.
     fn paging_entry(&mut self, at: Gpa, bytes: usize, purpose: Purpose) -> Exec<u64> {
         let physical = self.guest_physical(at, Access::Read, purpose)?;
-        Ok(self.view.load_entry(physical.address, bytes))
+        let entry = self.view.load_entry(physical.address, bytes);
+        entry.ok_or_else(|| self.host_fault(physical.address))
     }
 
     /// Sets flags in a paging-structure entry; false if it has changed meanwhile.
-    pub(crate) fn update_entry(&mut self, at: Hpa, bytes: usize, old: u64, new: u64) -> bool {
+    pub(crate) fn update_entry(&mut self, at: Hpa, bytes: usize, old: u64, new: u64) -> Exec<bool> {
         let replaced = self.view.replace_entry(at, bytes, old, new);
         self.hot.code_written |= replaced == Replaced::DoneOverCode;
-        replaced != Replaced::Changed
+        match replaced {
+            Replaced::Vanished => Err(self.host_fault(at)),
+            other => Ok(other != Replaced::Changed),
+        }
     }
 
     fn page_fault(&self, mode: PagingMode, request: Request, cause: PageFault) -> crate::Fault {

@@ -157,6 +157,8 @@ macro_rules! host {
         if (*entry).$tag != $crate::mem::tlb::tag::<$W>(va, (*$cpu).hot.context) {
             $crate::uop::bail!($cpu, $op);
         }
+        // Not optimised away: a fault of the host at the access looks for it.
+        (&raw mut (*$cpu).hot.at.0).write_volatile($op);
         va.wrapping_add((*entry).addend)
     }};
 }

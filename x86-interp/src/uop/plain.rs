@@ -2,6 +2,8 @@
 
 use std::hint::black_box;
 
+use vmx_model::addr::Hpa;
+
 use super::{Left, Uop, header, next};
 use crate::Cpu;
 use crate::insn::Repeat;
@@ -87,6 +89,24 @@ unsafe fn execute(cpu: *mut Cpu, op: *const Uop) -> bool {
 }
 
 impl Cpu {
+    /// Ends a run whose last access of memory failed, at this host address: the instruction has
+    /// changed nothing (see [`super`]).
+    #[cold]
+    pub(crate) fn abandon(&mut self, host: u64) {
+        let op = self.hot.at.0;
+        // SAFETY: `uop`, "Safety": the micro-op belongs to the block that was left just now.
+        let (op, header) = unsafe { (&*op, &*header(op)) };
+        // SAFETY: as above.
+        let block = unsafe { &*header.block };
+        let length = block.insns[usize::from(op.insn)].length;
+        let next = block.rip.wrapping_add(u64::from(op.next_offset));
+        self.state.rip = next.wrapping_sub(u64::from(length)) & block.rip_mask;
+        self.hot.budget += header.count - i64::from(op.insn);
+        self.hot.left = Left::Fault;
+        let at = self.view.address_of_host(host).unwrap_or(Hpa(u64::MAX));
+        self.engine.fault = Some(self.host_fault(at));
+    }
+
     /// Leaves the run behind the completed instruction of `op`, the last of its block, whose plain
     /// handler has set `state.rip`.
     fn leave_after(&mut self, op: *const Uop) {

@@ -57,7 +57,7 @@ impl Cpu {
             if found.sets_dirty {
                 self.log_modification(gpa)?;
             }
-            if self.update_ept(&found) {
+            if self.update_ept(&found)? {
                 return Ok(physical(ept, gpa, &found, purpose));
             }
             // Somebody else changed an entry on the way: walk again, as hardware does.
@@ -78,7 +78,9 @@ impl Cpu {
             Err(violation) => return Err(self.ept_violation(ept, gpa, &violation, purpose)),
         };
         loop {
-            let entry = self.view.load_entry(walk.entry_address(), 8);
+            let at = walk.entry_address();
+            let entry = self.view.load_entry(at, 8);
+            let entry = entry.ok_or_else(|| self.host_fault(at))?;
             match walk.step(entry, &ept.rules) {
                 Step::Next => {}
                 Step::Done(translation) => return Ok(translation),
@@ -94,9 +96,13 @@ impl Cpu {
     }
 
     /// Sets the accessed and dirty flags of a walk; false if an entry has changed meanwhile.
-    fn update_ept(&mut self, found: &Translation) -> bool {
-        let mut updates = found.updates().iter();
-        updates.all(|u| self.update_entry(u.entry, 8, u.old, u.new))
+    fn update_ept(&mut self, found: &Translation) -> Exec<bool> {
+        for u in found.updates() {
+            if !self.update_entry(u.entry, 8, u.old, u.new)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn log_modification(&mut self, gpa: Gpa) -> Exec {

@@ -111,7 +111,10 @@ fn strings_go_both_ways_and_survive_a_suspension() {
     cpu.pending_stop = None;
     assert_eq!(execute(&mut cpu, &rep_insw), Ok(()));
     assert_eq!((cpu.gpr[1], cpu.gpr[7]), (0, DATA + 6));
-    assert_eq!(cpu.phys.view().load_entry(Hpa(DATA), 8), 0x3344_3344_3344);
+    assert_eq!(
+        cpu.phys.view().load_entry(Hpa(DATA), 8),
+        Some(0x3344_3344_3344)
+    );
 
     cpu.gpr[1] = 2;
     cpu.gpr[6] = DATA + 2;

@@ -39,7 +39,8 @@ fn put(cpu: &Cpu, at: u64, value: u64) {
 }
 
 fn get(cpu: &Cpu, at: u64) -> u64 {
-    cpu.phys.view().load_entry(Hpa(DATA + at), 8)
+    let word = cpu.phys.view().load_entry(Hpa(DATA + at), 8);
+    word.expect("RAM")
 }
 
 #[test]

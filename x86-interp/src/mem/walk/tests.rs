@@ -309,7 +309,7 @@ fn check(setting: &Setting) -> Result<u64, u32> {
         };
         assert_eq!(
             cpu.phys.view().load_entry(Hpa(at), bytes),
-            before | marks,
+            Some(before | marks),
             "{setting:x?}"
         );
     }
