@@ -2,6 +2,7 @@
 
 mod explain;
 mod kvm;
+mod run;
 mod trace;
 
 use std::process::ExitCode;
@@ -19,6 +20,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Boots an image on the bare machine.
+    Run(run::Options),
     /// Runs a program whose /dev/kvm is softvmx.
     Kvm(kvm::Options),
     /// Prints what the software in VMX root operation does.
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
+        Command::Run(options) => run::run(&options),
         Command::Kvm(options) => kvm::run(&options),
         Command::Trace(command) => trace::run(&command),
         Command::Explain(options) => explain::run(&options),

@@ -1,0 +1,657 @@
+//! The local APIC as a state machine (SDM Vol. 3A, "Advanced Programmable Interrupt Controller
+//! (APIC)"): xAPIC and x2APIC mode, timer, interprocessor interrupts, priorities.
+//!
+//! It knows neither processors nor a clock: times come in as ticks of the time-stamp counter, and
+//! what leaves the chip is returned as an [`Effect`].
+
+/// Register numbers: the offset in the xAPIC page divided by 16, or the x2APIC MSR less 800H.
+mod register {
+    pub(super) const ID: u32 = 0x02;
+    pub(super) const VERSION: u32 = 0x03;
+    pub(super) const TPR: u32 = 0x08;
+    pub(super) const PPR: u32 = 0x0a;
+    pub(super) const EOI: u32 = 0x0b;
+    pub(super) const LDR: u32 = 0x0d;
+    pub(super) const DFR: u32 = 0x0e;
+    pub(super) const SVR: u32 = 0x0f;
+    pub(super) const ISR: u32 = 0x10;
+    pub(super) const TMR: u32 = 0x18;
+    pub(super) const IRR: u32 = 0x20;
+    pub(super) const ESR: u32 = 0x28;
+    pub(super) const ICR: u32 = 0x30;
+    pub(super) const ICR_HIGH: u32 = 0x31;
+    pub(super) const LVT_TIMER: u32 = 0x32;
+    pub(super) const LVT_ERROR: u32 = 0x37;
+    pub(super) const INITIAL_COUNT: u32 = 0x38;
+    pub(super) const CURRENT_COUNT: u32 = 0x39;
+    pub(super) const DIVIDE: u32 = 0x3e;
+    pub(super) const SELF_IPI: u32 = 0x3f;
+}
+
+/// IA32_APIC_BASE: this is the bootstrap processor.
+const BASE_BSP: u64 = 1 << 8;
+/// IA32_APIC_BASE: x2APIC mode.
+const BASE_EXTD: u64 = 1 << 10;
+/// IA32_APIC_BASE: enabled.
+const BASE_EN: u64 = 1 << 11;
+/// Spurious-interrupt vector register: the APIC is enabled by software.
+const SVR_ENABLED: u32 = 1 << 8;
+/// LVT: masked.
+const LVT_MASKED: u32 = 1 << 16;
+/// LVT entries that may be written: timer, thermal, performance, LINT0, LINT1, error.
+const LVT_WRITABLE: [u32; 6] = [0x7_00ff, 0x1_07ff, 0x1_07ff, 0x1_a7ff, 0x1_a7ff, 0x1_00ff];
+/// Version 14H with six LVT entries.
+const VERSION: u32 = 0x5_0014;
+/// ESR: a vector below 16 was sent, received, or named; an illegal register was addressed.
+const ESR_SEND_ILLEGAL: u32 = 1 << 5;
+const ESR_RECEIVE_ILLEGAL: u32 = 1 << 6;
+
+/// How an interrupt message is delivered (SDM, "Interrupt Command Register (ICR)").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// A vector.
+    Fixed,
+    /// A vector, for the processor with the lowest priority.
+    LowestPriority,
+    /// A non-maskable interrupt.
+    Nmi,
+    /// INIT.
+    Init,
+    /// A start-up IPI.
+    StartUp,
+    /// As from an 8259.
+    ExtInt,
+    /// SMI, INIT level de-assert and reserved modes: nothing is delivered.
+    None,
+}
+
+impl Delivery {
+    /// Returns the mode that bits 10:8 of an ICR, LVT or redirection entry name.
+    #[must_use]
+    pub fn of(word: u32) -> Self {
+        match word >> 8 & 7 {
+            0 => Self::Fixed,
+            1 => Self::LowestPriority,
+            4 => Self::Nmi,
+            5 => Self::Init,
+            6 => Self::StartUp,
+            7 => Self::ExtInt,
+            _ => Self::None,
+        }
+    }
+}
+
+/// Who gets a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// The APIC with this ID; all ones is everyone.
+    Physical(u32),
+    /// Those whose logical ID matches.
+    Logical(u32),
+    /// The sender.
+    Own,
+    /// Everyone.
+    All,
+    /// Everyone but the sender.
+    Others,
+}
+
+/// An interrupt message on its way to the APICs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// How.
+    pub delivery: Delivery,
+    /// The vector.
+    pub vector: u8,
+    /// To whom.
+    pub destination: Destination,
+    /// Whether it comes from a level-triggered source.
+    pub is_level: bool,
+}
+
+/// What a register write causes outside of this APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// A message is sent.
+    Send(Message),
+    /// The handler of a level-triggered vector has finished.
+    Eoi(u8),
+    /// The timer has been set: [`LocalApic::start_timer`] wants the time.
+    Timer,
+}
+
+/// What a time has come to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Expiry {
+    /// The timer has reached zero.
+    pub has_expired: bool,
+    /// IA32_TSC_DEADLINE has been reached: it reads 0 now.
+    pub clears_deadline: bool,
+}
+
+/// One local APIC.
+#[derive(Clone, Debug)]
+pub struct LocalApic {
+    id: u32,
+    base: u64,
+    tpr: u8,
+    svr: u32,
+    ldr: u32,
+    dfr: u32,
+    isr: [u32; 8],
+    tmr: [u32; 8],
+    irr: [u32; 8],
+    esr: u32,
+    errors: u32,
+    icr: u64,
+    lvt: [u32; 6],
+    initial_count: u32,
+    divide: u32,
+    /// When the count began.
+    started: u64,
+    /// When the timer interrupts next.
+    expires: Option<u64>,
+    /// IA32_TSC_DEADLINE.
+    tsc_deadline: u64,
+}
+
+impl LocalApic {
+    /// Returns an APIC in the state after RESET; number 0 belongs to the bootstrap processor.
+    #[must_use]
+    pub fn new(id: u32) -> Self {
+        let bsp = if id == 0 { BASE_BSP } else { 0 };
+        let mut apic = Self {
+            id,
+            base: 0xfee0_0000 | BASE_EN | bsp,
+            tpr: 0,
+            svr: 0,
+            ldr: 0,
+            dfr: 0,
+            isr: [0; 8],
+            tmr: [0; 8],
+            irr: [0; 8],
+            esr: 0,
+            errors: 0,
+            icr: 0,
+            lvt: [0; 6],
+            initial_count: 0,
+            divide: 0,
+            started: 0,
+            expires: None,
+            tsc_deadline: 0,
+        };
+        apic.init();
+        apic
+    }
+
+    /// Sets what INIT sets: everything but the ID and IA32_APIC_BASE ("Local APIC State After It
+    /// Receives an INIT-Deassert IPI", "Local APIC State After Power-Up or Reset").
+    pub fn init(&mut self) {
+        *self = Self {
+            id: self.id,
+            base: self.base,
+            tpr: 0,
+            svr: 0xff,
+            ldr: 0,
+            dfr: u32::MAX,
+            isr: [0; 8],
+            tmr: [0; 8],
+            irr: [0; 8],
+            esr: 0,
+            errors: 0,
+            icr: 0,
+            lvt: [LVT_MASKED; 6],
+            initial_count: 0,
+            divide: 0,
+            started: 0,
+            expires: None,
+            tsc_deadline: 0,
+        };
+    }
+
+    /// Returns the APIC ID.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Returns IA32_APIC_BASE.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Writes IA32_APIC_BASE, whose transition has been checked. Disabling the APIC resets it.
+    pub fn set_base(&mut self, value: u64) {
+        let was = self.base;
+        self.base = value;
+        if value & BASE_EN == 0 && was & BASE_EN != 0 {
+            self.init();
+        }
+        if self.is_x2apic() {
+            self.ldr = (self.id & !0xf) << 12 | 1 << (self.id & 0xf);
+        }
+    }
+
+    /// Returns the address of the register page, if registers are in memory.
+    #[must_use]
+    pub fn page(&self) -> Option<u64> {
+        let is_mapped = self.base & (BASE_EN | BASE_EXTD) == BASE_EN;
+        is_mapped.then_some(self.base & !0xfff)
+    }
+
+    /// Whether the APIC is in x2APIC mode.
+    #[must_use]
+    pub fn is_x2apic(&self) -> bool {
+        self.base & (BASE_EN | BASE_EXTD) == BASE_EN | BASE_EXTD
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.base & BASE_EN != 0 && self.svr & SVR_ENABLED != 0
+    }
+
+    /// Returns the task-priority class, as CR8 shows it.
+    #[must_use]
+    pub fn cr8(&self) -> u64 {
+        u64::from(self.tpr >> 4)
+    }
+
+    /// Sets the task priority through CR8.
+    pub fn set_cr8(&mut self, value: u64) {
+        self.tpr = ((value & 0xf) << 4) as u8;
+    }
+
+    /// Returns the processor priority ("Task and Processor Priorities").
+    #[must_use]
+    pub fn ppr(&self) -> u8 {
+        let in_service = highest(&self.isr).unwrap_or(0);
+        if self.tpr >> 4 >= in_service >> 4 {
+            self.tpr
+        } else {
+            in_service & 0xf0
+        }
+    }
+
+    /// Returns the vector that the processor should get now.
+    #[must_use]
+    pub fn pending(&self) -> Option<u8> {
+        let is_listening = self.base & BASE_EN != 0;
+        highest(&self.irr).filter(|&v| is_listening && v >> 4 > self.ppr() >> 4)
+    }
+
+    /// Acknowledges the pending vector: it is in service.
+    pub fn acknowledge(&mut self) -> Option<u8> {
+        let vector = self.pending()?;
+        set(&mut self.irr, vector, false);
+        set(&mut self.isr, vector, true);
+        Some(vector)
+    }
+
+    /// Accepts a vector.
+    pub fn accept(&mut self, vector: u8, is_level: bool) {
+        if vector < 16 {
+            self.note_error(ESR_RECEIVE_ILLEGAL);
+        } else if self.is_enabled() {
+            set(&mut self.irr, vector, true);
+            set(&mut self.tmr, vector, is_level);
+        }
+    }
+
+    /// Whether a message with this destination is for this APIC; `sender` is an APIC ID.
+    #[must_use]
+    pub fn is_addressed(&self, destination: Destination, sender: Option<u32>) -> bool {
+        if self.base & BASE_EN == 0 {
+            return false;
+        }
+        match destination {
+            Destination::Own => sender == Some(self.id),
+            Destination::All => true,
+            Destination::Others => sender != Some(self.id),
+            Destination::Physical(id) if self.is_x2apic() => id == u32::MAX || id == self.id,
+            Destination::Physical(id) => id & 0xff == 0xff || id == self.id,
+            Destination::Logical(mask) => self.is_addressed_logically(mask),
+        }
+    }
+
+    fn is_addressed_logically(&self, mask: u32) -> bool {
+        if self.is_x2apic() {
+            return mask == u32::MAX
+                || mask >> 16 == self.ldr >> 16 && mask & self.ldr & 0xffff != 0;
+        }
+        let logical = self.ldr >> 24;
+        let mask = mask & 0xff;
+        match self.dfr >> 28 {
+            0xf => mask & logical != 0,
+            _ => mask == 0xff || mask >> 4 == logical >> 4 && mask & logical & 0xf != 0,
+        }
+    }
+
+    /// Reads an x2APIC register by its MSR; `None` is #GP(0).
+    #[must_use]
+    pub fn read_msr(&self, index: u32, now: u64) -> Option<u64> {
+        let register = index.checked_sub(0x800)?;
+        let is_absent = matches!(
+            register,
+            register::EOI | register::DFR | register::ICR_HIGH | register::SELF_IPI
+        );
+        if !self.is_x2apic() || is_absent || !exists(register) {
+            return None;
+        }
+        Some(match register {
+            register::ICR => self.icr,
+            register::ID => u64::from(self.id),
+            _ => u64::from(self.read(register, now)),
+        })
+    }
+
+    /// Writes an x2APIC register by its MSR; `None` is #GP(0).
+    pub fn write_msr(&mut self, index: u32, value: u64, now: u64) -> Option<Effect> {
+        let register = index.checked_sub(0x800)?;
+        let high = value >> 32;
+        match register {
+            _ if !self.is_x2apic() => None,
+            register::ICR => {
+                let reserved = 0xfff3_2000;
+                (value & reserved == 0).then(|| {
+                    self.icr = value;
+                    self.send()
+                })
+            }
+            _ if high != 0 => None,
+            register::EOI | register::ESR if value != 0 => None,
+            register::SELF_IPI => (value < 0x100).then(|| self.send_to_self(value as u8)),
+            _ => (is_writable_in_x2apic(register) && self.has_no_reserved(register, value as u32))
+                .then(|| self.write(register, value as u32, now)),
+        }
+    }
+
+    fn has_no_reserved(&self, register: u32, value: u32) -> bool {
+        let writable = match register {
+            register::TPR => 0xff,
+            register::SVR => 0x3ff,
+            register::DIVIDE => 0xb,
+            register::LVT_TIMER..=register::LVT_ERROR => {
+                LVT_WRITABLE[(register - register::LVT_TIMER) as usize] | 0x1000
+            }
+            _ => u32::MAX,
+        };
+        value & !writable == 0
+    }
+
+    /// Reads four bytes of the register page.
+    #[must_use]
+    pub fn read_page(&self, offset: u64, now: u64) -> u32 {
+        if offset & 0xc != 0 {
+            return 0;
+        }
+        self.read((offset >> 4) as u32, now)
+    }
+
+    /// Writes four bytes of the register page.
+    pub fn write_page(&mut self, offset: u64, value: u32, now: u64) -> Effect {
+        if offset & 0xf != 0 {
+            return Effect::None;
+        }
+        self.write((offset >> 4) as u32, value, now)
+    }
+
+    fn read(&self, register: u32, now: u64) -> u32 {
+        let word = (register & 7) as usize;
+        match register {
+            register::ID => self.id << 24,
+            register::VERSION => VERSION,
+            register::TPR => u32::from(self.tpr),
+            register::PPR => u32::from(self.ppr()),
+            register::LDR => self.ldr,
+            register::DFR => self.dfr,
+            register::SVR => self.svr,
+            register::ISR..register::TMR => self.isr[word],
+            register::TMR..register::IRR => self.tmr[word],
+            register::IRR..register::ESR => self.irr[word],
+            register::ESR => self.esr,
+            register::ICR => self.icr as u32,
+            register::ICR_HIGH => (self.icr >> 32) as u32,
+            register::LVT_TIMER..=register::LVT_ERROR => {
+                self.lvt[(register - register::LVT_TIMER) as usize]
+            }
+            register::INITIAL_COUNT => self.initial_count,
+            register::CURRENT_COUNT => self.current_count(now),
+            register::DIVIDE => self.divide,
+            _ => 0,
+        }
+    }
+
+    fn write(&mut self, register: u32, value: u32, now: u64) -> Effect {
+        match register {
+            register::ID if !self.is_x2apic() => self.id = value >> 24,
+            register::TPR => self.tpr = value as u8,
+            register::EOI => return self.end_of_interrupt(),
+            register::LDR => self.ldr = value & 0xff00_0000,
+            register::DFR => self.dfr = value | 0x0fff_ffff,
+            register::SVR => self.set_svr(value),
+            register::ESR => self.esr = std::mem::take(&mut self.errors),
+            register::ICR => {
+                self.icr = self.icr >> 32 << 32 | u64::from(value & !0x1000);
+                return self.send();
+            }
+            register::ICR_HIGH => self.icr = u64::from(value) << 32 | self.icr & 0xffff_ffff,
+            register::LVT_TIMER..=register::LVT_ERROR => return self.set_lvt(register, value, now),
+            register::INITIAL_COUNT => {
+                self.initial_count = value;
+                return Effect::Timer;
+            }
+            register::DIVIDE => {
+                self.divide = value & 0xb;
+                return Effect::Timer;
+            }
+            _ => {}
+        }
+        Effect::None
+    }
+
+    fn set_svr(&mut self, value: u32) {
+        self.svr = value & 0x3ff;
+        if value & SVR_ENABLED == 0 {
+            for entry in &mut self.lvt {
+                *entry |= LVT_MASKED;
+            }
+        }
+    }
+
+    fn set_lvt(&mut self, register: u32, value: u32, now: u64) -> Effect {
+        let n = (register - register::LVT_TIMER) as usize;
+        let mut value = value & LVT_WRITABLE[n];
+        if self.svr & SVR_ENABLED == 0 {
+            value |= LVT_MASKED;
+        }
+        let old = std::mem::replace(&mut self.lvt[n], value);
+        if register != register::LVT_TIMER || (old ^ value) >> 17 & 3 == 0 {
+            return Effect::None;
+        }
+        // A change to or from TSC-deadline mode disarms the timer.
+        if (old ^ value) >> 18 & 1 != 0 {
+            (self.initial_count, self.tsc_deadline, self.expires) = (0, 0, None);
+        } else if self.initial_count != 0 && self.expires.is_none() && value >> 17 & 1 != 0 {
+            self.rearm(now);
+        }
+        Effect::None
+    }
+
+    fn end_of_interrupt(&mut self) -> Effect {
+        let Some(vector) = highest(&self.isr) else {
+            return Effect::None;
+        };
+        set(&mut self.isr, vector, false);
+        let is_level = self.tmr[usize::from(vector >> 5)] >> (vector & 31) & 1 != 0;
+        if is_level && self.svr & 1 << 12 == 0 {
+            Effect::Eoi(vector)
+        } else {
+            Effect::None
+        }
+    }
+
+    fn send_to_self(&mut self, vector: u8) -> Effect {
+        self.icr = u64::from(vector) | 1 << 18;
+        self.send()
+    }
+
+    /// Sends what the ICR says.
+    fn send(&mut self) -> Effect {
+        let icr = self.icr as u32;
+        let to = (self.icr >> 32) as u32;
+        let to = if self.is_x2apic() { to } else { to >> 24 };
+        let destination = match (icr >> 18 & 3, icr >> 11 & 1) {
+            (0, 0) => Destination::Physical(to),
+            (0, _) => Destination::Logical(to),
+            (1, _) => Destination::Own,
+            (2, _) => Destination::All,
+            _ => Destination::Others,
+        };
+        let delivery = Delivery::of(icr);
+        let is_deassert = icr & 0xc000 == 0x8000;
+        if delivery == Delivery::Init && is_deassert {
+            return Effect::None;
+        }
+        let vector = icr as u8;
+        if vector < 16 && matches!(delivery, Delivery::Fixed | Delivery::LowestPriority) {
+            self.note_error(ESR_SEND_ILLEGAL);
+            return Effect::None;
+        }
+        Effect::Send(Message {
+            delivery,
+            vector,
+            destination,
+            is_level: false,
+        })
+    }
+
+    fn note_error(&mut self, error: u32) {
+        let is_new = self.errors & error == 0;
+        self.errors |= error;
+        let entry = self.lvt[5];
+        if is_new && entry & LVT_MASKED == 0 && entry as u8 >= 16 {
+            self.accept(entry as u8, false);
+        }
+    }
+
+    /// Returns the LVT entry of LINT0 or LINT1, if it is not masked.
+    #[must_use]
+    pub fn local_interrupt(&self, pin: usize) -> Option<u32> {
+        let entry = *self.lvt.get(3 + pin.min(1))?;
+        (entry & LVT_MASKED == 0).then_some(entry)
+    }
+
+    /// Arms the TSC-deadline timer; 0 disarms it. Ignored in the other timer modes.
+    pub fn set_tsc_deadline(&mut self, deadline: u64) {
+        if self.is_deadline_mode() {
+            self.tsc_deadline = deadline;
+            self.expires = (deadline != 0).then_some(deadline);
+        }
+    }
+
+    fn is_deadline_mode(&self) -> bool {
+        self.lvt[0] >> 17 & 3 == 2
+    }
+
+    fn divisor(&self) -> u64 {
+        let code = self.divide & 3 | self.divide >> 1 & 4;
+        if code == 7 { 1 } else { 2 << code }
+    }
+
+    /// Starts the count that was written.
+    pub fn start_timer(&mut self, now: u64) {
+        if !self.is_deadline_mode() {
+            self.rearm(now);
+        }
+    }
+
+    fn rearm(&mut self, now: u64) {
+        self.started = now;
+        let ticks = u64::from(self.initial_count) * self.divisor();
+        self.expires = (ticks != 0).then(|| now.saturating_add(ticks));
+    }
+
+    fn current_count(&self, now: u64) -> u32 {
+        let Some(expires) = self.expires.filter(|_| !self.is_deadline_mode()) else {
+            return 0;
+        };
+        let left = expires.saturating_sub(now.max(self.started));
+        left.div_ceil(self.divisor()).min(u64::from(u32::MAX)) as u32
+    }
+
+    /// Returns when the timer expires, in ticks of the clock (for a TSC deadline: of the TSC).
+    #[must_use]
+    pub fn expires(&self) -> Option<u64> {
+        self.expires
+    }
+
+    /// Lets the time be `now`: an expired timer interrupts.
+    pub fn advance(&mut self, now: u64) -> Expiry {
+        let Some(expires) = self.expires.filter(|&e| e <= now) else {
+            return Expiry::default();
+        };
+        let is_deadline = self.is_deadline_mode();
+        self.expires = None;
+        if is_deadline {
+            self.tsc_deadline = 0;
+        } else if self.lvt[0] >> 17 & 3 == 1 {
+            // Periods that nobody could see pass are one.
+            let period = (u64::from(self.initial_count) * self.divisor()).max(1);
+            let periods = (now - expires) / period + 1;
+            self.started = expires.saturating_add((periods - 1) * period);
+            self.expires = Some(expires.saturating_add(periods.saturating_mul(period)));
+        }
+        if self.lvt[0] & LVT_MASKED == 0 {
+            self.accept(self.lvt[0] as u8, false);
+        }
+        Expiry {
+            has_expired: true,
+            clears_deadline: is_deadline,
+        }
+    }
+}
+
+/// Whether a register has a number in x2APIC mode.
+fn exists(register: u32) -> bool {
+    matches!(
+        register,
+        register::ID
+            | register::VERSION
+            | register::TPR
+            | register::PPR
+            | register::LDR
+            | register::SVR
+            | register::ISR..=register::ESR
+            | register::ICR
+            | register::LVT_TIMER..=register::CURRENT_COUNT
+            | register::DIVIDE
+    )
+}
+
+fn is_writable_in_x2apic(register: u32) -> bool {
+    matches!(
+        register,
+        register::TPR | register::EOI | register::SVR | register::ESR | register::LVT_TIMER
+            ..=register::INITIAL_COUNT | register::DIVIDE
+    )
+}
+
+/// Returns the highest vector of a set.
+fn highest(set: &[u32; 8]) -> Option<u8> {
+    let word = set.iter().rposition(|&w| w != 0)?;
+    Some((32 * word as u32 + 31 - set[word].leading_zeros()) as u8)
+}
+
+fn set(vectors: &mut [u32; 8], vector: u8, value: bool) {
+    let (word, bit) = (usize::from(vector >> 5), 1 << (vector & 31));
+    if value {
+        vectors[word] |= bit;
+    } else {
+        vectors[word] &= !bit;
+    }
+}
+
+#[cfg(test)]
+mod tests;

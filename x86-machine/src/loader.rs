@@ -1,0 +1,198 @@
+//! Loaders: what kind of image it is, where its parts go, and in which state it is entered.
+//!
+//! Multiboot images (Multiboot Specification 0.6.96) in ELF32 or ELF64 files, ELF32 files without a
+//! header (entered alike), and flat binaries (entered like a boot sector).
+
+mod elf;
+
+use vmx_model::addr::Hpa;
+use vmx_model::arch::{AccessRights, ArchState, Cr0, Segment, SegmentRegister};
+use x86_interp::mem::phys::PhysMap;
+
+/// What is to be booted.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    /// The file.
+    pub bytes: Vec<u8>,
+    /// The command line; a multiboot image sees it behind the program's name.
+    pub command_line: String,
+    /// A module.
+    pub module: Option<Vec<u8>>,
+}
+
+/// Why an image cannot be booted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file ends before its headers do.
+    Truncated,
+    /// The image, or what goes with it, does not fit the machine's memory.
+    TooLarge,
+    /// A kind of image that is not supported, by name.
+    Unsupported(&'static str),
+    /// A flag of the multiboot header that is not supported.
+    MultibootFlags(u32),
+}
+
+impl core::fmt::Display for Error {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Truncated => f.write_str("the image is truncated"),
+            Self::TooLarge => f.write_str("the image does not fit the memory of the machine"),
+            Self::Unsupported(what) => write!(f, "{what} are not supported"),
+            Self::MultibootFlags(flags) => {
+                write!(f, "multiboot header flags {flags:#x} are not supported")
+            }
+        }
+    }
+}
+
+impl core::error::Error for Error {}
+
+const MULTIBOOT_HEADER: u32 = 0x1bad_b002;
+const MULTIBOOT_LOADED: u64 = 0x2bad_b002;
+/// Where the boot information of a multiboot image is.
+const INFORMATION: u64 = 0x9000;
+const COMMAND_LINE: u64 = 0x9400;
+const COMMAND_LINE_BYTES: usize = 0xc00;
+/// A module goes here if it fits below the EBDA, else to the end of memory.
+const MODULE: u64 = 0xa000;
+const MODULE_END: u64 = 0x9_0000;
+/// Where a boot sector is loaded.
+const BOOT_SECTOR: u64 = 0x7c00;
+
+/// Memory below 4 GiB, as the loader sees it.
+pub(crate) struct Memory<'a> {
+    pub(crate) phys: &'a PhysMap,
+    pub(crate) bytes: u64,
+}
+
+impl Memory<'_> {
+    fn check(&self, at: u64, length: u64) -> Result<(), Error> {
+        let end = at.checked_add(length).ok_or(Error::TooLarge)?;
+        if end > self.bytes {
+            Err(Error::TooLarge)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.check(at, bytes.len() as u64)?;
+        self.phys.write_bytes(Hpa(at), bytes);
+        Ok(())
+    }
+}
+
+/// The state in which an image is entered.
+pub(crate) struct Entry {
+    pub(crate) state: ArchState,
+    pub(crate) registers: [u64; 16],
+}
+
+/// Loads an image; `reset` is the processor's state after RESET.
+pub(crate) fn load(image: &Image, memory: &Memory<'_>, reset: &ArchState) -> Result<Entry, Error> {
+    let is_linux = image.bytes.get(0x202..0x206) == Some(b"HdrS");
+    if is_linux {
+        return Err(Error::Unsupported("Linux bzImage files"));
+    }
+    if !image.bytes.starts_with(b"\x7fELF") {
+        memory.write(BOOT_SECTOR, &image.bytes)?;
+        return Ok(enter_boot_sector(reset));
+    }
+    let flags = multiboot_flags(&image.bytes);
+    let entry = elf::load(&image.bytes, memory, flags.is_some())?;
+    let mut registers = [0; 16];
+    if let Some(flags) = flags {
+        if flags & 0xfffc != 0 {
+            return Err(Error::MultibootFlags(flags));
+        }
+        write_information(image, memory)?;
+        registers[0] = MULTIBOOT_LOADED;
+        registers[3] = INFORMATION;
+    }
+    Ok(Entry {
+        state: protected_mode(reset, entry),
+        registers,
+    })
+}
+
+/// Returns the flags of the multiboot header, if there is one in the first 8192 bytes.
+fn multiboot_flags(bytes: &[u8]) -> Option<u32> {
+    let head = &bytes[..bytes.len().min(8192)];
+    let words: Vec<u32> = head
+        .chunks_exact(4)
+        .map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]]))
+        .collect();
+    words
+        .windows(3)
+        .find(|w| {
+            let sum = w[0].wrapping_add(w[1]).wrapping_add(w[2]);
+            w[0] == MULTIBOOT_HEADER && sum == 0
+        })
+        .map(|w| w[1])
+}
+
+/// Writes the multiboot information: memory, command line, module.
+fn write_information(image: &Image, memory: &Memory<'_>) -> Result<(), Error> {
+    let mut line = format!("image {}", image.command_line).into_bytes();
+    line.push(0);
+    if line.len() > COMMAND_LINE_BYTES {
+        return Err(Error::TooLarge);
+    }
+    memory.write(COMMAND_LINE, &line)?;
+    let mut words = [0_u32; 14];
+    // Flags: memory, command line, modules.
+    words[0] = 1 | 1 << 2 | 1 << 3;
+    words[1] = 640;
+    words[2] = (memory.bytes.saturating_sub(1 << 20) >> 10) as u32;
+    words[4] = COMMAND_LINE as u32;
+    if let Some(module) = &image.module {
+        let length = module.len() as u64;
+        let at = match MODULE + length <= MODULE_END {
+            true => MODULE,
+            false => memory.bytes.checked_sub(length).ok_or(Error::TooLarge)? & !0xfff,
+        };
+        memory.write(at, module)?;
+        words[5] = 1;
+        words[6] = INFORMATION as u32 + 0x80;
+        let entry = [at as u32, (at + length) as u32, COMMAND_LINE as u32, 0];
+        memory.write(INFORMATION + 0x80, &to_bytes(&entry))?;
+    }
+    memory.write(INFORMATION, &to_bytes(&words))
+}
+
+fn to_bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// Returns the state of a multiboot machine: 32-bit protected mode, flat segments, no paging.
+fn protected_mode(reset: &ArchState, entry: u32) -> ArchState {
+    let mut state = reset.clone();
+    let flat = |selector, access| Segment {
+        base: 0,
+        limit: u32::MAX,
+        access: AccessRights(access),
+        selector,
+    };
+    use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ss};
+    for register in [Es, Ss, Ds, Fs, Gs] {
+        *state.segment_mut(register) = flat(0x10, 0xc093);
+    }
+    *state.segment_mut(Cs) = flat(8, 0xc09b);
+    state.cr0 = Cr0::PE | Cr0::ET;
+    state.rip = u64::from(entry);
+    state
+}
+
+/// Returns the state in which firmware enters a boot sector.
+fn enter_boot_sector(reset: &ArchState) -> Entry {
+    let mut state = reset.clone();
+    let cs = state.segment_mut(SegmentRegister::Cs);
+    (cs.selector, cs.base) = (0, 0);
+    state.rip = BOOT_SECTOR;
+    state.rsp = BOOT_SECTOR;
+    let mut registers = [0; 16];
+    registers[4] = BOOT_SECTOR;
+    Entry { state, registers }
+}
