@@ -23,6 +23,9 @@ pub(crate) struct Enabled {
     pub(crate) exit_hypercall: u64,
     /// An instruction that cannot be emulated goes to user space, whatever its privilege.
     pub(crate) exit_on_emulation_failure: bool,
+    /// `KVM_X2APIC_API_*`.
+    #[serde(default)]
+    pub(crate) x2apic_api: u64,
     /// KVM_SET_VCPU_EVENTS takes a triple fault.
     pub(crate) triple_fault_event: bool,
 }
@@ -69,6 +72,22 @@ const VM_CAPABILITIES: &[(u32, Enable)] = &[
     }),
     (KVM_CAP_X86_TRIPLE_FAULT_EVENT, |config, cap| {
         only(cap, 1).map(|()| config.enabled.triple_fault_event = cap.args[0] != 0)
+    }),
+    (KVM_CAP_X2APIC_API, |config, cap| {
+        // For the in-kernel interrupt controller, which there is none of yet.
+        let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        only(cap, u64::from(flags)).map(|()| config.enabled.x2apic_api |= cap.args[0])
+    }),
+    (KVM_CAP_X86_APIC_BUS_CYCLES_NS, |_, cap| {
+        // The longest timer of the APIC must not overflow: a count of 32 bits, divided by 128.
+        let longest = u64::from(u32::MAX) * 128;
+        let is_valid = cap.args[0] != 0 && longest.checked_mul(cap.args[0]).is_some();
+        // There is no in-kernel interrupt controller.
+        Err(if is_valid {
+            Errno::ENXIO
+        } else {
+            Errno::EINVAL
+        })
     }),
     (KVM_CAP_MAX_VCPU_ID, max_vcpu_id),
     (KVM_CAP_VM_DISABLE_NX_HUGE_PAGES, |config, cap| {
