@@ -91,7 +91,7 @@ impl Cpu {
     /// Reads a register operand with the width that VMREAD and its like have: 64 bits in 64-bit
     /// mode, else 32.
     fn register_operand(&mut self, insn: &Insn, n: usize) -> Exec<u64> {
-        if insn.operand_bytes == 8 {
+        if self.code_bits() == 64 {
             self.read::<u64>(insn, n)
         } else {
             self.read::<u32>(insn, n).map(u64::from)
@@ -194,7 +194,7 @@ fn vmread(cpu: &mut Cpu, insn: &Insn) -> Exec {
         read.map_err(|e| cpu.not_executed(e, Instruction::Vmread, insn))?
     };
     match read {
-        Vmread::Value(value) if insn.operand_bytes == 8 => cpu.write(insn, 0, value)?,
+        Vmread::Value(value) if cpu.code_bits() == 64 => cpu.write(insn, 0, value)?,
         Vmread::Value(value) => cpu.write(insn, 0, value as u32)?,
         Vmread::Fail(outcome) => {
             cpu.conclude(outcome);
