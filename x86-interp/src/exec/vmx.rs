@@ -343,3 +343,42 @@ fn vmfunc(cpu: &mut Cpu, insn: &Insn) -> Exec {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vmx_model::addr::Hpa;
+    use vmx_model::capability::VmxProfile;
+    use vmx_model::field::Field;
+    use vmx_model::processor::LogicalProcessor;
+    use vmx_model::registry::{CpuId, VmcsRegistry};
+
+    use crate::test_cpu::{CODE, long_mode};
+    use crate::vmx::RootSoftware;
+
+    #[test]
+    fn in_64_bit_mode_vmwrite_and_vmread_move_64_bits() {
+        let mut cpu = long_mode();
+        let profile = Arc::new(VmxProfile::emulator_default());
+        let (vmxon, vmcs) = (Hpa(0x1_8000), Hpa(0x1_9000));
+        for region in [vmxon, vmcs] {
+            let revision = profile.caps.revision_id().to_le_bytes();
+            cpu.phys.write_bytes(region, &revision);
+        }
+        let mut p = LogicalProcessor::new(CpuId(0), profile, VmcsRegistry::new());
+        let mut memory = &*cpu.phys;
+        assert!(p.vmxon(vmxon, &memory).expect("executed").is_success());
+        assert!(p.vmclear(vmcs, &mut memory).expect("executed").is_success());
+        assert!(p.vmptrld(vmcs, &memory).expect("executed").is_success());
+        let _ = cpu.attach_processor(Box::new(p), RootSoftware::Guest);
+        // VMWRITE RAX, RBX; VMREAD RCX, RAX.
+        let code = [0x0f, 0x79, 0xc3, 0x0f, 0x78, 0xc1];
+        cpu.phys.write_bytes(Hpa(CODE), &code);
+        cpu.gpr[0] = u64::from(Field::TSC_OFFSET.encoding());
+        cpu.gpr[3] = 0x0123_4567_89ab_cdef;
+        cpu.execute_plain().expect("VMWRITE");
+        cpu.execute_plain().expect("VMREAD");
+        assert_eq!(cpu.gpr[1], 0x0123_4567_89ab_cdef);
+    }
+}
