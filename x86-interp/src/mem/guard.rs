@@ -20,7 +20,6 @@ use core::cell::Cell;
 
 use crate::Cpu;
 use crate::uop::{self, Uop};
-use crate::width::Width;
 
 #[cfg(not(all(target_arch = "x86_64", unix, not(miri))))]
 mod portable;
@@ -132,9 +131,4 @@ pub unsafe fn recover(registers: &mut HostRegisters, address: u64) -> bool {
 pub(crate) unsafe fn can_store(address: u64) -> bool {
     // SAFETY: the caller's.
     unsafe { compare_exchange::<u8>(address, 0, 0) }.is_some()
-}
-
-/// Makes a value of `W` of the result of a load.
-fn narrow<W: Width>(value: u64) -> W {
-    W::from_u64(value)
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 
-use super::{Entered, dispatch, narrow};
+use super::{Entered, dispatch};
 use crate::Cpu;
 use crate::mem::tlb::{read_host, write_host};
 use crate::uop::Uop;
@@ -61,8 +61,8 @@ pub(crate) unsafe fn compare_exchange<W: Width>(
             let word = unsafe { <$atomic>::from_ptr(address as *mut $word) };
             let (old, new) = (old.to_u64() as $word, new.to_u64() as $word);
             let was = word.compare_exchange(old, new, SeqCst, SeqCst);
-            was.map(|v| narrow(u64::from(v)))
-                .map_err(|v| narrow(u64::from(v)))
+            was.map(|v| W::from_u64(u64::from(v)))
+                .map_err(|v| W::from_u64(u64::from(v)))
         }};
     }
     Some(match W::BYTES {

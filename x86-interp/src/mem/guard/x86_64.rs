@@ -2,7 +2,7 @@
 
 use core::arch::naked_asm;
 
-use super::{Entered, dispatch, narrow};
+use super::{Entered, dispatch};
 use crate::Cpu;
 use crate::uop::Uop;
 use crate::width::Width;
@@ -181,7 +181,7 @@ pub(crate) unsafe fn load<W: Width>(address: u64) -> Option<W> {
             _ => load_8(address),
         }
     };
-    (loaded.failed == 0).then(|| narrow(loaded.value))
+    (loaded.failed == 0).then(|| W::from_u64(loaded.value))
 }
 
 /// Stores to guest memory in one access; false if it cannot be written.
@@ -224,7 +224,7 @@ pub(crate) unsafe fn compare_exchange<W: Width>(
             _ => exchange_8(address, expected, new),
         }
     };
-    let seen = narrow::<W>(loaded.value);
+    let seen = W::from_u64(loaded.value);
     let result = if seen == old { Ok(seen) } else { Err(seen) };
     (loaded.failed == 0).then_some(result)
 }
