@@ -28,8 +28,17 @@ pub(crate) struct Blocked {
     before: Mask,
     /// The mask in effect for KVM_RUN.
     effective: Mask,
-    /// When the pending signals were last looked at; never, if the mask may let old ones through.
-    looked: Cell<Option<Instant>>,
+    looked: Cell<Looked>,
+}
+
+/// When the pending signals were last looked at.
+#[derive(Clone, Copy, Debug)]
+enum Looked {
+    /// Never: the mask may let old ones through.
+    Never,
+    /// Just now: what was pending and not blocked has been delivered.
+    JustNow,
+    At(Instant),
 }
 
 /// How long a signal may wait until it is seen.
@@ -40,8 +49,10 @@ impl Blocked {
     pub(crate) fn new(mask: Option<Mask>) -> Self {
         host_fault::install();
         let before = exchange(!FAULTS);
-        // What was pending and not blocked has been delivered before we came here.
-        let looked = mask.is_none().then(Instant::now);
+        let looked = match mask {
+            Some(_) => Looked::Never,
+            None => Looked::JustNow,
+        };
         Self {
             before,
             effective: mask.unwrap_or(before),
@@ -51,15 +62,19 @@ impl Blocked {
 
     /// As [`Self::is_pending`], but looks only now and then: at least every 200 microseconds.
     pub(crate) fn is_pending_lately(&self) -> bool {
-        let now = Instant::now();
-        let is_fresh = self
-            .looked
-            .get()
-            .is_some_and(|then| now.duration_since(then) < PATIENCE);
+        let is_fresh = match self.looked.get() {
+            Looked::Never => false,
+            // The clock is not read in a run that ends at its first VM exit.
+            Looked::JustNow => {
+                self.looked.set(Looked::Never);
+                return false;
+            }
+            Looked::At(then) => then.elapsed() < PATIENCE,
+        };
         if is_fresh {
             return false;
         }
-        self.looked.set(Some(now));
+        self.looked.set(Looked::At(Instant::now()));
         self.is_pending()
     }
 

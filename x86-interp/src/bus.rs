@@ -102,8 +102,12 @@ impl HostClock {
 
 impl Clock for HostClock {
     fn tsc(&mut self, _: u64) -> u64 {
-        let ticks = self.start.elapsed().as_nanos() * u128::from(self.khz) / 1_000_000;
-        ticks as u64
+        let elapsed = self.start.elapsed();
+        let millis = elapsed.as_secs() * 1000 + u64::from(elapsed.subsec_millis());
+        let nanos = u64::from(elapsed.subsec_nanos() % 1_000_000);
+        // Whole milliseconds and the rest apart: 64 bits hold either product.
+        let of_millis = millis.wrapping_mul(self.khz);
+        of_millis.wrapping_add(nanos * self.khz / 1_000_000)
     }
 
     fn instructions_within(&self, _: u64) -> u64 {

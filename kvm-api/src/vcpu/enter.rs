@@ -305,16 +305,19 @@ impl Loaded<'_> {
     fn run_slices(&mut self, signals: &Blocked) -> Left {
         let (vm, budget) = (self.vm, &mut self.caches.budget);
         let cpu = self.vmcs.processor().cpu(vm.host());
+        let mut slice_began = None;
         loop {
             let guard = vm.memory().enter();
-            let started = Instant::now();
             let stop = cpu.run(*budget);
-            let elapsed = started.elapsed();
             drop(guard);
             match stop {
                 Stop::VmExit => return Left::Exit,
                 Stop::Budget => {
-                    *budget = next_budget(*budget, elapsed);
+                    // The first slice is not timed: most runs end within it.
+                    let now = Instant::now();
+                    if let Some(then) = slice_began.replace(now) {
+                        *budget = next_budget(*budget, now - then);
+                    }
                     if signals.is_pending() {
                         cpu.set_interrupt_line(Some(RESCHEDULE_VECTOR));
                     }

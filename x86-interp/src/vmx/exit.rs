@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use vmx_model::arch::ArchState;
+use vmx_model::controls::ExitControls;
 use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::processor::Registers;
@@ -40,7 +41,13 @@ impl Cpu {
         else {
             return Ok(());
         };
-        exit.preemption_timer = self.preemption_timer_value();
+        let saves_timer = processor.current_vmcs().is_some_and(|vmcs| {
+            vmcs.exit()
+                .contains(ExitControls::SAVE_VMX_PREEMPTION_TIMER_VALUE)
+        });
+        if saves_timer {
+            exit.preemption_timer = self.preemption_timer_value();
+        }
         // A triple fault is not an exit in the middle of a delivery (SDM Vol. 3C, "Information for
         // VM Exits During Event Delivery").
         let delivering = self.delivering.take();

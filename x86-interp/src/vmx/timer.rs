@@ -3,6 +3,8 @@
 //! It counts down once each time that bit X of the TSC changes, X being IA32_VMX_MISC\[4:0\]. Here it
 //! is the value of the TSC at which it will have reached zero.
 
+use vmx_model::arch::Activity;
+
 use crate::Cpu;
 
 /// An active timer.
@@ -11,19 +13,40 @@ pub(crate) struct PreemptionTimer {
     deadline_tsc: u64,
     /// IA32_VMX_MISC\[4:0\].
     rate_shift: u32,
+    /// The number of retired instructions before which the timer is not looked at.
+    next_look: u64,
 }
 
 impl Cpu {
     /// Starts the timer at `value`, or leaves it inactive.
     pub(crate) fn start_preemption_timer(&mut self, value: Option<u32>) {
+        let Some(value) = value else {
+            self.vmx.timer = None;
+            return;
+        };
         let rate_shift = self
             .processor()
             .map_or(0, |p| p.profile().caps.preemption_timer_shift());
-        let now = self.clock.tsc(self.retired);
-        self.vmx.timer = value.map(|value| PreemptionTimer {
-            deadline_tsc: now.wrapping_add(u64::from(value) << rate_shift),
+        let ticks = u64::from(value) << rate_shift;
+        let mut timer = PreemptionTimer {
+            deadline_tsc: self.clock.tsc(self.retired).wrapping_add(ticks),
             rate_shift,
-        });
+            next_look: self.retired,
+        };
+        if ticks != 0 {
+            self.look_later(&mut timer, ticks);
+        }
+        self.vmx.timer = Some(timer);
+    }
+
+    fn look_later(&self, timer: &mut PreemptionTimer, ticks_left: u64) {
+        let instructions = self.clock.instructions_within(ticks_left).max(1);
+        timer.next_look = self.retired.saturating_add(instructions);
+    }
+
+    fn preemption_timer_ticks(&mut self, timer: &PreemptionTimer) -> u64 {
+        let now = self.clock.tsc(self.retired);
+        timer.deadline_tsc.saturating_sub(now)
     }
 
     /// Returns what the timer shows; 0 if it is inactive or has expired.
@@ -31,9 +54,7 @@ impl Cpu {
         let Some(timer) = self.vmx.timer else {
             return 0;
         };
-        let left = timer
-            .deadline_tsc
-            .saturating_sub(self.clock.tsc(self.retired));
+        let left = self.preemption_timer_ticks(&timer);
         (left >> timer.rate_shift).min(u64::from(u32::MAX)) as u32
     }
 
@@ -43,20 +64,22 @@ impl Cpu {
     pub(crate) fn timer_horizon(&mut self, end: u64) -> u64 {
         match self.vmx.timer {
             None => end,
-            Some(timer) => {
-                let left = timer
-                    .deadline_tsc
-                    .saturating_sub(self.clock.tsc(self.retired));
-                let instructions = self.clock.instructions_within(left).max(1);
-                end.min(self.retired.saturating_add(instructions))
-            }
+            Some(timer) => end.min(timer.next_look.max(self.retired + 1)),
         }
     }
 
-    /// Whether the timer is active and has reached zero.
+    /// Whether the timer is active and has reached zero. While instructions retire, the clock is
+    /// read no more often than it says that it must be.
     pub(crate) fn is_preemption_timer_expired(&mut self) -> bool {
-        self.vmx
-            .timer
-            .is_some_and(|t| self.clock.tsc(self.retired) >= t.deadline_tsc)
+        let Some(mut timer) = self.vmx.timer else {
+            return false;
+        };
+        if self.state.activity == Activity::Active && self.retired < timer.next_look {
+            return false;
+        }
+        let left = self.preemption_timer_ticks(&timer);
+        self.look_later(&mut timer, left);
+        self.vmx.timer = Some(timer);
+        left == 0
     }
 }
