@@ -44,6 +44,8 @@ pub(crate) struct GuestMemory {
     /// The slots at their guest-physical addresses, for the instruction emulator.
     physical: Arc<PhysMap>,
     ept: Mutex<EptTables>,
+    /// That of the structures as long as they live.
+    ept_pointer: u64,
     /// Held for reading by each vCPU that is in the guest.
     in_guest: RwLock<()>,
     /// Moves when translations must be invalidated.
@@ -52,11 +54,13 @@ pub(crate) struct GuestMemory {
 
 impl GuestMemory {
     pub(crate) fn new(host: Arc<Host>) -> Result<Self> {
+        let ept = EptTables::new(host.clone())?;
         Ok(Self {
             slots: Mutex::default(),
             changing: Mutex::default(),
             physical: PhysMap::new(),
-            ept: Mutex::new(EptTables::new(host.clone())?),
+            ept_pointer: ept.pointer(),
+            ept: Mutex::new(ept),
             in_guest: RwLock::new(()),
             generation: AtomicU64::new(0),
             host,
@@ -74,8 +78,8 @@ impl GuestMemory {
     }
 
     /// Returns the EPT pointer.
-    pub(crate) fn ept_pointer(&self) -> u64 {
-        lock(&self.ept).pointer()
+    pub(crate) const fn ept_pointer(&self) -> u64 {
+        self.ept_pointer
     }
 
     /// Returns a number that moves when translations must be invalidated.

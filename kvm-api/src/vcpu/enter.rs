@@ -7,6 +7,7 @@ use crate::vcpu::Loaded;
 use crate::vcpu::run::Next;
 use crate::vcpu::state::{QueuedException, QueuedInterrupt, RSP};
 use kvm_bindings::*;
+use std::sync::RwLockReadGuard;
 use std::time::{Duration, Instant};
 use vmx_model::arch::{Cr0, Rflags};
 use vmx_model::controls::ProcControls;
@@ -284,7 +285,9 @@ impl Loaded<'_> {
         }
         let host = vm.host();
         let cpu = self.vmcs.processor().cpu(host);
-        self.core.set_kicker(Some(cpu.kicker()));
+        if !core::mem::replace(&mut self.caches.has_kicker, true) {
+            self.core.set_kicker(cpu.kicker());
+        }
         let entered = cpu.vm_entry(instruction);
         let left = match entered {
             Ok(EntryOutcome::Entered(_)) => None,
@@ -292,24 +295,21 @@ impl Loaded<'_> {
             Ok(EntryOutcome::Failed(failed)) => Some(Left::FailedEntry(failed.reason)),
             Ok(EntryOutcome::Aborted(_)) | Err(_) => Some(Left::FailedInstruction(0)),
         };
-        drop(guard);
-        let left = left.unwrap_or_else(|| {
+        left.unwrap_or_else(|| {
             self.caches.launched = true;
-            self.run_slices(signals)
-        });
-        self.core.set_kicker(None);
-        left
+            self.run_slices(signals, guard)
+        })
     }
 
     /// Runs the processor, which is in the guest, until it has left it.
-    fn run_slices(&mut self, signals: &Blocked) -> Left {
+    fn run_slices(&mut self, signals: &Blocked, guard: RwLockReadGuard<'_, ()>) -> Left {
         let (vm, budget) = (self.vm, &mut self.caches.budget);
         let cpu = self.vmcs.processor().cpu(vm.host());
-        let mut slice_began = None;
+        let (mut guard, mut slice_began) = (Some(guard), None);
         loop {
-            let guard = vm.memory().enter();
+            let in_guest = guard.take().unwrap_or_else(|| vm.memory().enter());
             let stop = cpu.run(*budget);
-            drop(guard);
+            drop(in_guest);
             match stop {
                 Stop::VmExit => return Left::Exit,
                 Stop::Budget => {

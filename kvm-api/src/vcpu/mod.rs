@@ -57,7 +57,7 @@ pub(crate) struct VcpuCore {
     file: FileId,
     /// The descriptor, until it is handed out.
     fd: Mutex<Option<OwnedFd>>,
-    /// Ends the run of the processor that runs the guest.
+    /// Ends a run of the processor that the VMCS was last active on.
     kicker: Mutex<Option<Kicker>>,
     inner: Mutex<Inner>,
 }
@@ -81,6 +81,8 @@ struct Inner {
 pub(crate) struct Caches {
     /// The VMCS has been launched since the last VMCLEAR.
     pub(crate) launched: bool,
+    /// [`VcpuCore::kick`] knows the processor.
+    pub(crate) has_kicker: bool,
     /// The EPT pointer in the VMCS, and the generation of the mappings that the processor may hold.
     pub(crate) ept: Option<(u64, u64)>,
     /// The floating-point registers as the processor had them; then the area is out of date.
@@ -112,6 +114,7 @@ impl Default for Caches {
     fn default() -> Self {
         Self {
             launched: false,
+            has_kicker: false,
             ept: None,
             fpu: None,
             msrs_are_dirty: true,
@@ -199,12 +202,13 @@ impl VcpuCore {
         Ok(core)
     }
 
-    /// Says how to end the run of the processor that runs the guest, if one does.
-    pub(crate) fn set_kicker(&self, kicker: Option<Kicker>) {
-        *lock(&self.kicker) = kicker;
+    /// Says how to end a run of the processor that the VMCS is active on.
+    pub(crate) fn set_kicker(&self, kicker: Kicker) {
+        *lock(&self.kicker) = Some(kicker);
     }
 
-    /// Makes the vCPU leave the guest (`kvm_vcpu_kick()`).
+    /// Makes the vCPU leave the guest (`kvm_vcpu_kick()`). If it is not there, its processor takes
+    /// one VM exit for nothing, as by an interprocessor interrupt that comes too late.
     pub(crate) fn kick(&self) {
         if let Some(kicker) = &*lock(&self.kicker) {
             kicker.kick();
@@ -244,6 +248,7 @@ impl VcpuCore {
         if has_moved {
             inner.caches.launched = false;
             inner.caches.ept = None;
+            inner.caches.has_kicker = false;
         }
         let mut vmcs = CurrentVmcs::new(cpu);
         if vmcs.pointer() != Some(self.pages.vmcs) {
