@@ -5,6 +5,10 @@
 //! signals while the guest runs, look at what is pending between slices, and restore the mask at
 //! the end, so that handlers run when KVM_RUN returns, as they do there. SIGSEGV and SIGBUS are not
 //! blocked: see `host_fault`.
+//!
+//! Blocking takes two system calls. A caller of [`crate::Vcpu::run`] is Rust code, whose signal
+//! handlers call nothing of ours: for it a signal that is handled during the first instructions
+//! came before KVM_RUN, and signals are blocked only when the guest runs on.
 #![expect(unsafe_code, reason = "signal masks")]
 
 use crate::host_fault;
@@ -21,14 +25,28 @@ const IGNORED_BY_DEFAULT: [i32; 4] = [libc::SIGCHLD, libc::SIGURG, libc::SIGWINC
 /// Those of a failed access to guest memory: blocked, they would end the process.
 const FAULTS: Mask = 1 << (host_fault::SIGNALS[0] - 1) | 1 << (host_fault::SIGNALS[1] - 1);
 
-/// All signals blocked that can be, until it is dropped.
+/// When signals are blocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Block {
+    /// During all of KVM_RUN.
+    AtOnce,
+    /// When the guest has not exited to user space within [`UNBLOCKED_INSTRUCTIONS`].
+    Later,
+}
+
+/// How many instructions the guest may execute before signals are blocked.
+pub(crate) const UNBLOCKED_INSTRUCTIONS: u64 = 256;
+
+/// The signals of one KVM_RUN; the thread's mask is restored when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Blocked {
-    /// The thread's mask before.
-    before: Mask,
-    /// The mask in effect for KVM_RUN.
-    effective: Mask,
+pub(crate) struct Signals {
+    /// The thread's mask before all that can be were blocked.
+    before: Cell<Option<Mask>>,
+    /// The mask in effect for KVM_RUN instead of the thread's own.
+    mask: Option<Mask>,
     looked: Cell<Looked>,
+    /// A handler has asked for `immediate_exit` before signals were blocked.
+    is_interrupted: Cell<bool>,
 }
 
 /// When the pending signals were last looked at.
@@ -44,24 +62,44 @@ enum Looked {
 /// How long a signal may wait until it is seen.
 const PATIENCE: Duration = Duration::from_micros(200);
 
-impl Blocked {
-    /// Blocks all signals; `mask` is in effect instead of the thread's own.
-    pub(crate) fn new(mask: Option<Mask>) -> Self {
+impl Signals {
+    /// Begins a KVM_RUN; `mask` is in effect instead of the thread's own.
+    pub(crate) fn new(mask: Option<Mask>, block: Block) -> Self {
         host_fault::install();
-        let before = exchange(!FAULTS);
         let looked = match mask {
             Some(_) => Looked::Never,
             None => Looked::JustNow,
         };
-        Self {
-            before,
-            effective: mask.unwrap_or(before),
+        let signals = Self {
+            before: Cell::new(None),
+            mask,
             looked: Cell::new(looked),
+            is_interrupted: Cell::new(false),
+        };
+        if block == Block::AtOnce || mask.is_some() {
+            signals.before.set(Some(exchange(!FAULTS)));
+        }
+        signals
+    }
+
+    /// Whether signals are blocked.
+    pub(crate) fn are_blocked(&self) -> bool {
+        self.before.get().is_some()
+    }
+
+    /// Blocks signals if they are not. What a handler has asked for until then ends the run.
+    pub(crate) fn block(&self, immediate_exit: impl Fn() -> bool) {
+        if !self.are_blocked() {
+            self.before.set(Some(exchange(!FAULTS)));
+            self.is_interrupted.set(immediate_exit());
         }
     }
 
     /// As [`Self::is_pending`], but looks only now and then: at least every 200 microseconds.
     pub(crate) fn is_pending_lately(&self) -> bool {
+        if self.is_interrupted.get() {
+            return true;
+        }
         let is_fresh = match self.looked.get() {
             Looked::Never => false,
             // The clock is not read in a run that ends at its first VM exit.
@@ -80,14 +118,20 @@ impl Blocked {
 
     /// Whether a signal is pending that would be delivered or would end the process.
     pub(crate) fn is_pending(&self) -> bool {
-        let pending = pending() & !self.effective;
+        if self.is_interrupted.get() {
+            return true;
+        }
+        let effective = self.mask.or(self.before.get()).unwrap_or(Mask::MAX);
+        let pending = pending() & !effective;
         pending != 0 && (1..=64).any(|signal| pending >> (signal - 1) & 1 != 0 && counts(signal))
     }
 }
 
-impl Drop for Blocked {
+impl Drop for Signals {
     fn drop(&mut self) {
-        exchange(self.before);
+        if let Some(before) = self.before.get() {
+            exchange(before);
+        }
     }
 }
 
@@ -148,22 +192,35 @@ mod tests {
     fn a_signal_with_a_handler_is_seen_and_an_ignored_one_is_not() {
         // SAFETY: the handler does nothing.
         unsafe { libc::signal(libc::SIGUSR2, nothing as *const () as usize) };
-        let blocked = Blocked::new(None);
+        let blocked = Signals::new(None, Block::AtOnce);
         assert!(!blocked.is_pending());
         raise(libc::SIGWINCH);
         assert!(!blocked.is_pending());
         raise(libc::SIGUSR2);
         assert!(blocked.is_pending());
         drop(blocked);
-        assert!(!Blocked::new(None).is_pending());
+        assert!(!Signals::new(None, Block::AtOnce).is_pending());
     }
 
     #[test]
     fn a_signal_outside_the_effective_mask_does_not_count() {
         // SAFETY: the handler does nothing.
         unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as usize) };
-        let blocked = Blocked::new(Some(1 << (libc::SIGUSR1 - 1)));
+        let blocked = Signals::new(Some(1 << (libc::SIGUSR1 - 1)), Block::AtOnce);
         raise(libc::SIGUSR1);
         assert!(!blocked.is_pending());
+    }
+
+    #[test]
+    fn signals_are_blocked_later_and_an_early_wish_counts() {
+        let signals = Signals::new(None, Block::Later);
+        assert!(!signals.are_blocked());
+        signals.block(|| false);
+        assert!(signals.are_blocked());
+        assert!(!signals.is_pending());
+        let signals = Signals::new(None, Block::Later);
+        signals.block(|| true);
+        assert!(signals.is_pending_lately());
+        assert!(Signals::new(Some(0), Block::Later).are_blocked());
     }
 }

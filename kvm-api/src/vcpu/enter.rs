@@ -2,7 +2,8 @@
 //! exit leaves behind (`vcpu_enter_guest()`, `vmx_vcpu_run()`).
 
 use crate::errno::{Errno, Result};
-use crate::signals::Blocked;
+use crate::run_page::offset;
+use crate::signals::{Signals, UNBLOCKED_INSTRUCTIONS};
 use crate::vcpu::Loaded;
 use crate::vcpu::run::Next;
 use crate::vcpu::state::{QueuedException, QueuedInterrupt, RSP};
@@ -39,7 +40,7 @@ enum Left {
 
 impl Loaded<'_> {
     /// Enters the guest once, and handles the VM exit.
-    pub(crate) fn enter_guest(&mut self, signals: &Blocked) -> Result<Next> {
+    pub(crate) fn enter_guest(&mut self, signals: &Signals) -> Result<Next> {
         if core::mem::take(&mut self.state.triple_fault) {
             self.set_exit_reason(KVM_EXIT_SHUTDOWN);
             return Ok(Next::Return);
@@ -265,7 +266,7 @@ impl Loaded<'_> {
     }
 
     /// Enters the guest and runs it in slices until it exits.
-    fn run_guest(&mut self, signals: &Blocked) -> Left {
+    fn run_guest(&mut self, signals: &Signals) -> Left {
         let launched = self.caches.launched;
         let instruction = if launched {
             EntryInstruction::Vmresume
@@ -302,17 +303,22 @@ impl Loaded<'_> {
     }
 
     /// Runs the processor, which is in the guest, until it has left it.
-    fn run_slices(&mut self, signals: &Blocked, guard: RwLockReadGuard<'_, ()>) -> Left {
-        let (vm, budget) = (self.vm, &mut self.caches.budget);
+    fn run_slices(&mut self, signals: &Signals, guard: RwLockReadGuard<'_, ()>) -> Left {
+        let (vm, run, budget) = (self.vm, self.run, &mut self.caches.budget);
         let cpu = self.vmcs.processor().cpu(vm.host());
         let (mut guard, mut slice_began) = (Some(guard), None);
         loop {
             let in_guest = guard.take().unwrap_or_else(|| vm.memory().enter());
-            let stop = cpu.run(*budget);
+            let slice = match signals.are_blocked() {
+                true => *budget,
+                false => UNBLOCKED_INSTRUCTIONS,
+            };
+            let stop = cpu.run(slice);
             drop(in_guest);
             match stop {
                 Stop::VmExit => return Left::Exit,
                 Stop::Budget => {
+                    signals.block(|| run.read::<u8>(offset::IMMEDIATE_EXIT) != 0);
                     // The first slice is not timed: most runs end within it.
                     let now = Instant::now();
                     if let Some(then) = slice_began.replace(now) {
@@ -431,8 +437,8 @@ impl Loaded<'_> {
     /// KVM_EXIT_FAIL_ENTRY.
     fn fail_entry(&mut self, reason: u64) -> Next {
         self.set_exit_reason(KVM_EXIT_FAIL_ENTRY);
-        self.run.write(crate::run_page::offset::EXIT, reason);
-        self.run.write(crate::run_page::offset::EXIT + 8, 0_u32);
+        self.run.write(offset::EXIT, reason);
+        self.run.write(offset::EXIT + 8, 0_u32);
         Next::Return
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::dispatch::{Row, done, get, put};
 use crate::errno::{Errno, Result};
+use crate::signals::Block;
 use crate::uaccess::UserPtr;
 use crate::uapi::*;
 use crate::vcpu::msr::Initiator;
@@ -19,7 +20,7 @@ const fn row(request: u32, handler: Handler) -> Row<Arc<Vcpu>> {
 pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
     row(KVM_RUN, |vcpu, arg| {
         if arg == 0 {
-            done(vcpu.run())
+            done(vcpu.with(|vcpu| vcpu.run(Block::AtOnce)))
         } else {
             Err(Errno::EINVAL)
         }
@@ -215,8 +216,13 @@ impl Vcpu {
     /// # Errors
     /// EINTR: a signal is pending, or `immediate_exit`. EFAULT: the memory behind a slot is not
     /// mapped. EINVAL: registers in the run page that cannot be, or CR8 above 15.
+    ///
+    /// A signal whose handler runs while the guest executes its first few hundred instructions
+    /// counts as handled before the call (`immediate_exit`, if the handler sets it, is honoured);
+    /// later ones wait until the call returns EINTR. The thread must not block SIGSEGV and SIGBUS:
+    /// memory that vanishes under the guest is found by them.
     pub fn run(&self) -> Result<()> {
-        self.with(|vcpu| vcpu.run())
+        self.with(|vcpu| vcpu.run(Block::Later))
     }
 
     /// Returns the general-purpose registers: api.rst, "KVM_GET_REGS".

@@ -2,7 +2,7 @@
 
 use crate::errno::{Errno, Result};
 use crate::run_page::offset;
-use crate::signals::Blocked;
+use crate::signals::{Block, Signals};
 use crate::vcpu::Loaded;
 use crate::vcpu::completion::Completion;
 use kvm_bindings::*;
@@ -23,8 +23,8 @@ const SYNC_REGS: u64 = (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EV
 
 impl Loaded<'_> {
     /// Runs the guest until something concerns user space.
-    pub(crate) fn run(&mut self) -> Result<()> {
-        let signals = Blocked::new(self.state.signal_mask);
+    pub(crate) fn run(&mut self, block: Block) -> Result<()> {
+        let signals = Signals::new(self.state.signal_mask, block);
         self.load_fpu();
         let result = self.run_with(&signals);
         self.put_fpu();
@@ -33,7 +33,7 @@ impl Loaded<'_> {
         result
     }
 
-    fn run_with(&mut self, signals: &Blocked) -> Result<()> {
+    fn run_with(&mut self, signals: &Signals) -> Result<()> {
         self.take_sync_regs()?;
         let cr8: u64 = self.run.read(offset::CR8);
         if cr8 > 15 {
@@ -51,7 +51,7 @@ impl Loaded<'_> {
     }
 
     /// `vcpu_run()`.
-    fn run_loop(&mut self, signals: &Blocked) -> Result<()> {
+    fn run_loop(&mut self, signals: &Signals) -> Result<()> {
         loop {
             if signals.is_pending_lately() {
                 self.set_exit_reason(KVM_EXIT_INTR);
@@ -64,6 +64,9 @@ impl Loaded<'_> {
                 self.set_exit_reason(KVM_EXIT_IRQ_WINDOW_OPEN);
                 return Ok(());
             }
+            // A VM exit was handled here: the guest runs on.
+            let run = self.run;
+            signals.block(|| run.read::<u8>(offset::IMMEDIATE_EXIT) != 0);
         }
     }
 
