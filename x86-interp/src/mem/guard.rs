@@ -6,7 +6,7 @@
 //! - plain handlers, page walks and the decoder access memory by small functions whose faulting
 //!   instruction is known by its address; [`recover`] makes them return a failure;
 //! - hot micro-ops access memory directly. They hold nothing that would have to be dropped, and
-//!   have changed nothing when they fault (see [`crate::uop`]), so [`recover`] abandons them: it
+//!   have changed nothing when they fault (see the module `uop`), so [`recover`] abandons them: it
 //!   goes back to the frame that entered the block, as if the micro-ops had returned.
 //!
 //! The host program's handler of SIGSEGV and SIGBUS calls [`recover`]. Without one, and on hosts
