@@ -142,6 +142,12 @@ impl Cpu {
         }
     }
 
+    /// The instruction in progress has loaded blocking by STI or MOV SS, as VM entry does: it is in
+    /// effect for the next instruction, not for this one.
+    pub(crate) fn keep_loaded_blocking(&mut self) {
+        self.events.shadow = self.state.interruptibility.intersection(SHADOW);
+    }
+
     /// An event has been delivered: blocking by STI and MOV SS ends, and so does the instruction that
     /// was in progress.
     pub(crate) fn end_blocking(&mut self) {

@@ -315,7 +315,10 @@ fn enter(cpu: &mut Cpu, instruction: EntryInstruction, insn: &Insn) -> Exec {
         Ok(EntryOutcome::Fail(outcome)) => cpu.conclude(outcome),
         Ok(EntryOutcome::Aborted(abort)) => return Err(cpu.stop(Stop::VmxAbort(abort as u32))),
         // Guest state or, after a failure, host state was loaded.
-        Ok(EntryOutcome::Entered(_) | EntryOutcome::Failed(_)) => cpu.next_rip = cpu.state.rip,
+        Ok(EntryOutcome::Entered(_) | EntryOutcome::Failed(_)) => {
+            cpu.next_rip = cpu.state.rip;
+            cpu.keep_loaded_blocking();
+        }
         Err(answer) => {
             let instruction = match instruction {
                 EntryInstruction::Vmlaunch => Instruction::Vmlaunch,
@@ -349,6 +352,7 @@ mod tests {
     use std::sync::Arc;
 
     use vmx_model::addr::Hpa;
+    use vmx_model::arch::Interruptibility;
     use vmx_model::capability::VmxProfile;
     use vmx_model::field::Field;
     use vmx_model::processor::LogicalProcessor;
@@ -380,5 +384,19 @@ mod tests {
         cpu.execute_plain().expect("VMWRITE");
         cpu.execute_plain().expect("VMREAD");
         assert_eq!(cpu.gpr[1], 0x0123_4567_89ab_cdef);
+    }
+
+    #[test]
+    fn blocking_that_vm_entry_loads_lasts_for_the_first_instruction_of_the_guest() {
+        let mut cpu = long_mode();
+        for blocking in [Interruptibility::STI, Interruptibility::MOV_SS] {
+            cpu.state.interruptibility = blocking;
+            cpu.keep_loaded_blocking();
+            // VMLAUNCH completes, then the guest's instruction.
+            cpu.commit_shadow();
+            assert_eq!(cpu.state.interruptibility, blocking);
+            cpu.commit_shadow();
+            assert!(cpu.state.interruptibility.is_empty());
+        }
     }
 }

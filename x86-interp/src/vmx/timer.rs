@@ -27,9 +27,12 @@ impl Cpu {
         let rate_shift = self
             .processor()
             .map_or(0, |p| p.profile().caps.preemption_timer_shift());
-        let ticks = u64::from(value) << rate_shift;
+        let now = self.clock.tsc(self.retired);
+        // The part of the present period that has passed by the processor's own TSC.
+        let passed = now.wrapping_add(self.msrs.tsc_offset) & ((1 << rate_shift) - 1);
+        let ticks = (u64::from(value) << rate_shift).saturating_sub(passed);
         let mut timer = PreemptionTimer {
-            deadline_tsc: self.clock.tsc(self.retired).wrapping_add(ticks),
+            deadline_tsc: now.wrapping_add(ticks),
             rate_shift,
             next_look: self.retired,
         };
@@ -55,7 +58,9 @@ impl Cpu {
             return 0;
         };
         let left = self.preemption_timer_ticks(&timer);
-        (left >> timer.rate_shift).min(u64::from(u32::MAX)) as u32
+        // The period that has begun counts: its change of bit X is still to come.
+        left.div_ceil(1 << timer.rate_shift)
+            .min(u64::from(u32::MAX)) as u32
     }
 
     /// Returns the number of retired instructions at which the timer has to be looked at again, if
@@ -81,5 +86,37 @@ impl Cpu {
         self.look_later(&mut timer, left);
         self.vmx.timer = Some(timer);
         left == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vmx_model::capability::VmxProfile;
+    use vmx_model::processor::LogicalProcessor;
+    use vmx_model::registry::{CpuId, VmcsRegistry};
+
+    use crate::test_cpu::long_mode;
+    use crate::vmx::RootSoftware;
+
+    #[test]
+    fn the_timer_counts_the_changes_of_a_bit_of_the_tsc() {
+        let mut cpu = long_mode();
+        let profile = Arc::new(VmxProfile::emulator_default());
+        let period = 1 << profile.caps.preemption_timer_shift();
+        let p = LogicalProcessor::new(CpuId(0), profile, VmcsRegistry::new());
+        let _ = cpu.attach_processor(Box::new(p), RootSoftware::Guest);
+        // The last tick of a period: bit X changes with the next one.
+        cpu.retired = 10 * period - 1;
+        cpu.start_preemption_timer(Some(2));
+        assert_eq!(cpu.preemption_timer_value(), 2);
+        cpu.retired += 1;
+        assert_eq!(cpu.preemption_timer_value(), 1);
+        cpu.retired += period - 1;
+        assert!(!cpu.is_preemption_timer_expired());
+        cpu.retired += 1;
+        assert!(cpu.is_preemption_timer_expired());
+        assert_eq!(cpu.preemption_timer_value(), 0);
     }
 }
