@@ -27,6 +27,7 @@ mod nothing;
 mod protection;
 pub(crate) mod segment;
 mod shift;
+mod simd;
 mod stack;
 mod string;
 mod time;
@@ -91,6 +92,8 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     fpu_state::lookup,
     xsave::lookup,
     vector_move::lookup,
+    simd::integer::lookup,
+    simd::lookup,
 ];
 
 /// Returns who executes an instruction; `None` if nobody does yet.

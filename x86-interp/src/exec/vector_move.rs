@@ -170,21 +170,26 @@ fn combine(cpu: &mut Cpu, insn: &Insn, f: impl Fn([u64; 2], [u64; 2]) -> [u64; 2
 
 /// What an instruction demands of a 128-bit memory operand.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Alignment {
+pub(super) enum Alignment {
     Aligned,
     Any,
 }
 
 impl Cpu {
     /// Returns operand 0, a register, as it is before the instruction.
-    fn destination(&self, insn: &Insn) -> [u64; 2] {
+    pub(super) fn destination(&self, insn: &Insn) -> [u64; 2] {
         match insn.operands[0] {
             Operand::Vector(n) => self.fpu.xmm(usize::from(n & 15)),
             _ => [0; 2],
         }
     }
 
-    fn read_xmm(&mut self, insn: &Insn, n: usize, alignment: Alignment) -> Exec<[u64; 2]> {
+    pub(super) fn read_xmm(
+        &mut self,
+        insn: &Insn,
+        n: usize,
+        alignment: Alignment,
+    ) -> Exec<[u64; 2]> {
         match insn.operands[n] {
             Operand::Vector(n) => Ok(self.fpu.xmm(usize::from(n & 15))),
             _ => {
@@ -198,7 +203,7 @@ impl Cpu {
         }
     }
 
-    fn write_xmm(&mut self, insn: &Insn, value: [u64; 2], alignment: Alignment) -> Exec {
+    pub(super) fn write_xmm(&mut self, insn: &Insn, value: [u64; 2], alignment: Alignment) -> Exec {
         match insn.operands[0] {
             Operand::Vector(n) => {
                 self.fpu.set_xmm(usize::from(n & 15), value);
