@@ -186,7 +186,11 @@ fn every_form_is_as_on_the_host() {
     assert!(forms.len() > 180, "only {} forms", forms.len());
     let mut cpu = long_mode();
     cpu.state.cr4 |= Cr4::OSFXSR | Cr4::OSXMMEXCPT;
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(400));
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
     let strategy = (
         value(),
         value(),
