@@ -20,9 +20,11 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
     let plain: Plain = match code {
         C::Movaps_xmm_xmmm128 | C::Movaps_xmmm128_xmm | C::Movapd_xmm_xmmm128
         | C::Movapd_xmmm128_xmm | C::Movdqa_xmm_xmmm128 | C::Movdqa_xmmm128_xmm
-        | C::Movntps_m128_xmm | C::Movntpd_m128_xmm | C::Movntdq_m128_xmm => move_aligned,
+        | C::Movntps_m128_xmm | C::Movntpd_m128_xmm | C::Movntdq_m128_xmm
+        | C::Movntdqa_xmm_m128 => move_aligned,
         C::Movups_xmm_xmmm128 | C::Movups_xmmm128_xmm | C::Movupd_xmm_xmmm128
-        | C::Movupd_xmmm128_xmm | C::Movdqu_xmm_xmmm128 | C::Movdqu_xmmm128_xmm => move_unaligned,
+        | C::Movupd_xmmm128_xmm | C::Movdqu_xmm_xmmm128 | C::Movdqu_xmmm128_xmm
+        | C::Lddqu_xmm_m128 => move_unaligned,
         C::Movd_xmm_rm32 => load_zeroing::<u32>,
         C::Movq_xmm_rm64 | C::Movq_xmm_xmmm64 => load_zeroing::<u64>,
         C::Movd_rm32_xmm => store_low::<u32>,
@@ -48,14 +50,14 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
     Some(Row { plain, traits })
 }
 
-/// MOVAPS, MOVAPD, MOVDQA, MOVNTPS, MOVNTPD, MOVNTDQ.
+/// MOVAPS, MOVAPD, MOVDQA, MOVNTPS, MOVNTPD, MOVNTDQ, MOVNTDQA.
 fn move_aligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_sse()?;
     let value = cpu.read_xmm(insn, 1, Alignment::Aligned)?;
     cpu.write_xmm(insn, value, Alignment::Aligned)
 }
 
-/// MOVUPS, MOVUPD, MOVDQU.
+/// MOVUPS, MOVUPD, MOVDQU, LDDQU.
 fn move_unaligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_sse()?;
     let value = cpu.read_xmm(insn, 1, Alignment::Any)?;

@@ -1,4 +1,4 @@
-//! Floating-point arithmetic of SSE and SSE2.
+//! Floating-point arithmetic of SSE, SSE2 and SSE3.
 //!
 //! SDM Vol. 1, "SSE and SSE2 SIMD Floating-Point Exceptions". The host executes the operation
 //! under the guest's MXCSR with all exceptions masked; what it flags decides whether #XM comes
@@ -259,6 +259,12 @@ fn arithmetic(code: Code) -> Option<Plain> {
         C::Divpd_xmm_xmmm128 => two!("divpd", 16, Double(2)),
         C::Divss_xmm_xmmm32 => two!("divss", 4, Single(1)),
         C::Divsd_xmm_xmmm64 => two!("divsd", 8, Double(1)),
+        C::Addsubps_xmm_xmmm128 => two!("addsubps", 16, Single(4)),
+        C::Addsubpd_xmm_xmmm128 => two!("addsubpd", 16, Double(2)),
+        C::Haddps_xmm_xmmm128 => two!("haddps", 16, Single(4)),
+        C::Haddpd_xmm_xmmm128 => two!("haddpd", 16, Double(2)),
+        C::Hsubps_xmm_xmmm128 => two!("hsubps", 16, Single(4)),
+        C::Hsubpd_xmm_xmmm128 => two!("hsubpd", 16, Double(2)),
         C::Sqrtps_xmm_xmmm128 => two!("sqrtps", 16, Never),
         C::Sqrtpd_xmm_xmmm128 => two!("sqrtpd", 16, Never),
         C::Sqrtss_xmm_xmmm32 => two!("sqrtss", 4, Never),

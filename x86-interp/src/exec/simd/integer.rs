@@ -6,6 +6,7 @@
 use iced_x86::Code;
 use vmx_model::arch::Rflags;
 
+use super::crypto;
 use super::lanes::{build, compare, get, horizontal, map, pack, unpack, zip};
 use super::{immediate, join};
 use crate::exec::Row;
@@ -64,7 +65,14 @@ macro_rules! shift {
 
 /// Returns who executes an instruction of this file.
 pub(crate) fn lookup(code: Code) -> Option<Row> {
-    let tables = [arithmetic, compare_and_select, reorder, convert, shifts];
+    let tables = [
+        arithmetic,
+        compare_and_select,
+        reorder,
+        convert,
+        shifts,
+        cryptography,
+    ];
     tables.iter().find_map(|table| table(code)).and_then(plain)
 }
 
@@ -167,6 +175,8 @@ fn reorder(code: Code) -> Option<Plain> {
         C::Shufps_xmm_xmmm128_imm8 => three!(|a, b, i| build(4, |n| get::<u32>(if n < 2 { a } else { b }, selector(i, n)))),
         C::Shufpd_xmm_xmmm128_imm8 => three!(|a, b, i: u8| build(2, |n| get::<u64>(if n == 0 { a } else { b }, u32::from(i >> n & 1)))),
         C::Pblendw_xmm_xmmm128_imm8 => three!(|a, b, i: u8| build(8, |n| get::<u16>(if i >> n & 1 == 0 { a } else { b }, n))),
+        C::Blendps_xmm_xmmm128_imm8 => three!(|a, b, i: u8| build(4, |n| get::<u32>(if i >> n & 1 == 0 { a } else { b }, n))),
+        C::Blendpd_xmm_xmmm128_imm8 => three!(|a, b, i: u8| build(2, |n| get::<u64>(if i >> n & 1 == 0 { a } else { b }, n))),
         C::Palignr_xmm_xmmm128_imm8 => three!(align_right),
         C::Movddup_xmm_xmmm64 => one!(8, |b| build(2, |_| b as u64)),
         C::Movsldup_xmm_xmmm128 => one!(16, |b| build(4, |n| get::<u32>(b, n & !1))),
@@ -197,6 +207,21 @@ fn convert(code: Code) -> Option<Plain> {
         C::Pmovzxwd_xmm_xmmm64 => one!(8, |b| build(4, |n| u32::from(get::<u16>(b, n)))),
         C::Pmovzxwq_xmm_xmmm32 => one!(4, |b| build(2, |n| u64::from(get::<u16>(b, n)))),
         C::Pmovzxdq_xmm_xmmm64 => one!(8, |b| build(2, |n| u64::from(get::<u32>(b, n)))),
+        _ => return None,
+    })
+}
+
+#[rustfmt::skip]
+fn cryptography(code: Code) -> Option<Plain> {
+    use Code as C;
+    Some(match code {
+        C::Aesenc_xmm_xmmm128 => two!(crypto::encrypt),
+        C::Aesenclast_xmm_xmmm128 => two!(crypto::encrypt_last),
+        C::Aesdec_xmm_xmmm128 => two!(crypto::decrypt),
+        C::Aesdeclast_xmm_xmmm128 => two!(crypto::decrypt_last),
+        C::Aesimc_xmm_xmmm128 => one!(16, crypto::inverse_mix),
+        C::Aeskeygenassist_xmm_xmmm128_imm8 => three!(crypto::assist),
+        C::Pclmulqdq_xmm_xmmm128_imm8 => three!(crypto::carryless),
         _ => return None,
     })
 }

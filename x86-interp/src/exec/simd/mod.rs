@@ -4,6 +4,7 @@
 //! after it. A handler is made from a function of values: [`integer`] has those on integer lanes,
 //! [`float`] those that the host's own unit computes under the guest's MXCSR.
 
+mod crypto;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod float;
 pub(super) mod integer;

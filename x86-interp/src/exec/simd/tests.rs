@@ -78,6 +78,7 @@ fn forms() -> Vec<Code> {
         is_x86_feature_detected!("sse4.2"),
         "the oracle needs SSE4.2"
     );
+    assert!(is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq"));
     let is_ours = |&c: &Code| {
         c.op_code().mode64() && (integer::lookup(c).is_some() || float::lookup(c).is_some())
     };
@@ -183,7 +184,7 @@ fn value() -> impl Strategy<Value = u128> {
 fn every_form_is_as_on_the_host() {
     let page = Page::new();
     let forms = forms();
-    assert!(forms.len() > 180, "only {} forms", forms.len());
+    assert!(forms.len() > 195, "only {} forms", forms.len());
     let mut cpu = long_mode();
     cpu.state.cr4 |= Cr4::OSFXSR | Cr4::OSXMMEXCPT;
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
