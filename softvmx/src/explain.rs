@@ -19,7 +19,12 @@ pub(crate) struct Options {
 
 /// Prints what is known; fails if nothing is.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    let name = options.name.trim();
+    Ok(print(&options.name))
+}
+
+/// Prints what is known of a name.
+pub(crate) fn print(name: &str) -> ExitCode {
+    let name = name.trim();
     let mut paragraphs: Vec<String> = Vec::new();
     paragraphs.extend(fields(name).map(describe_field));
     paragraphs.extend(exits(name).map(describe_exit));
@@ -27,10 +32,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     paragraphs.extend(matching_checks(name).map(describe_check));
     if paragraphs.is_empty() {
         eprintln!("softvmx: no table knows {name:?}");
-        return Ok(ExitCode::from(1));
+        return ExitCode::from(1);
     }
     println!("{}", paragraphs.join("\n\n"));
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 /// Compares names without regard to case, blanks, hyphens and underscores.

@@ -1,5 +1,6 @@
 //! The softvmx command line.
 
+mod diagnose;
 mod explain;
 mod kvm;
 mod run;
@@ -29,6 +30,8 @@ enum Command {
     Trace(trace::Command),
     /// Prints what the tables know of a VMCS field, an exit reason, an instruction error or a check.
     Explain(explain::Options),
+    /// Says which checks of VM entry the VMCS dumps in a log violate.
+    Doctor(diagnose::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,5 +50,6 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Kvm(options) => kvm::run(&options),
         Command::Trace(command) => trace::run(&command),
         Command::Explain(options) => explain::run(&options),
+        Command::Doctor(options) => diagnose::run(&options),
     }
 }
