@@ -1,6 +1,6 @@
 //! `softvmx doctor FILE...`: the command around [`softvmx::doctor`].
 
-use std::io::{IsTerminal, Read};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -46,14 +46,22 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
                 reports.push(report::json(&diagnosis, file));
             } else {
                 let caps = profile.as_ref().map(|profile| &profile.caps);
-                println!("{}", report::text(&diagnosis, file, caps, colour()));
+                print(&report::text(&diagnosis, file, caps, colour()))?;
             }
         }
     }
     if options.json {
-        println!("{:#}", serde_json::Value::Array(reports));
+        print(&format!("{:#}", serde_json::Value::Array(reports)))?;
     }
     Ok(ExitCode::from(if has_failures { 2 } else { 0 }))
+}
+
+/// Prints a line; a reader that went away is no error.
+fn print(text: &str) -> Result<()> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn colour() -> Colour {

@@ -2,6 +2,7 @@
 //! and partial dumps raise no alarm. Each file names its thread.
 
 use softvmx::doctor::{dump, examine};
+use vmx_model::capability::VmxProfile;
 use vmx_model::field::Field;
 
 /// The dumps, and the checks that each violates.
@@ -76,6 +77,14 @@ fn the_cause_is_named_and_nothing_else() {
         let ids: Vec<_> = failures.iter().map(|failure| failure.check.id).collect();
         assert_eq!(ids, expected, "{name}");
     }
+}
+
+#[test]
+fn what_depends_on_the_processor_is_named_for_a_profile() {
+    let dump = dump::find(include_str!("data/dumps/xen-2019-nested-error-code.txt")).remove(0);
+    let failures = examine(&dump, Some(&VmxProfile::coffee_lake())).failures;
+    let ids: Vec<_> = failures.iter().map(|failure| failure.check.id).collect();
+    assert_eq!(ids, ["inj-error-code-required"]);
 }
 
 #[test]
