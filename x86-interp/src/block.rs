@@ -25,6 +25,11 @@ use crate::uop::{Header, Slot, Uop, plain};
 /// The largest number of instructions in a block.
 pub(crate) const MAX_INSNS: usize = 64;
 
+/// Returns how many instructions a block of a mode has at most.
+pub(crate) const fn max_insns(mode: &CodeMode) -> usize {
+    if mode.is_step { 1 } else { MAX_INSNS }
+}
+
 /// The cache is emptied when it holds this many blocks.
 const MAX_BLOCKS: usize = 1 << 16;
 
@@ -224,8 +229,7 @@ pub(crate) fn build(
 ) -> Option<Box<Block>> {
     let room = mode.cs_limit.checked_sub(rip)?.saturating_add(1);
     let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
-    let limit = if mode.is_step { 1 } else { MAX_INSNS };
-    let decoded = decode_run(rip, mode, bytes, limit);
+    let decoded = decode_run(rip, mode, bytes, max_insns(mode));
     if decoded.is_empty() {
         return None;
     }

@@ -33,6 +33,12 @@ const ATTENTION: i64 = i64::MAX - 1;
 /// instruction is executed outside of blocks.
 const REBUILDS: usize = 4;
 
+/// Bytes of the longest instruction (SDM Vol. 2A, "Instruction Format").
+const LONGEST_INSN: usize = 15;
+
+/// Bytes of the longest block.
+const LONGEST_BLOCK: usize = block::MAX_INSNS * LONGEST_INSN;
+
 /// Registers of the run loop that micro-ops use at every block.
 pub(crate) struct Hot {
     /// Instructions left, minus those of the blocks that were entered.
@@ -179,7 +185,8 @@ impl Cpu {
     /// Runs blocks from RIP until they leave.
     fn run_blocks(&mut self, end: u64, is_step: bool) -> Exec {
         let left = end.wrapping_sub(self.retired) as i64;
-        let mut block = self.find_block(is_step)?;
+        // Stepping builds no long block at each instruction.
+        let mut block = self.find_block(is_step || left == 1)?;
         // SAFETY: the cache owns the block until the next call of `find_block`.
         if block.is_some_and(|b| unsafe { (*b).count() } as i64 > left) {
             block = self.find_block(true)?;
@@ -297,9 +304,11 @@ impl Cpu {
         for _ in 0..REBUILDS {
             if self.engine.blocks.get(&key).is_none() {
                 let ram = self.view.page(key.address)?;
-                let mut bytes = [0; 4096];
-                let bytes = &mut bytes[key.address.page_offset() as usize..];
-                if !ram.read(key.address.page_offset(), bytes) {
+                let offset = key.address.page_offset();
+                let mut bytes = [0; LONGEST_BLOCK];
+                let room = block::max_insns(mode) * LONGEST_INSN;
+                let bytes = &mut bytes[..room.min(4096 - offset as usize)];
+                if !ram.read(offset, bytes) {
                     return None;
                 }
                 let block = block::build(key.rip, mode, bytes, ram.code.generation())?;
