@@ -195,6 +195,7 @@ fn msr_exits(probe: &mut Probe<'_>) {
     let want = "rdmsr:0x12345678/2<8877665544332211 wrmsr:0x12345678/2=1122334455667788<! \
                 #GP(0x0)@+0x7 rax=0x55667788 rdx=0x11223344";
     m.case(probe, "usermsr_rd", want);
+    usermsr_steps(probe, &m);
     let bitmap = probe.allocate(4096);
     // One range: read and write of 8 MSRs from IA32_PAT on, none allowed.
     let range = Words::sized(392).u32(8, 3).u32(12, 8).u32(16, 0x277);
@@ -215,6 +216,9 @@ fn msr_exits(probe: &mut Probe<'_>) {
         "filter_rd",
         "rdmsr:0x277/4<5500000000000000 HLT rax=0x55 rdx=0x0",
     );
+    m.set_registers(probe, &[("rax", 0x1111), ("rdx", 0x2222)]);
+    let want = "rdmsr:0x277/4<5566778811223344 HLT rax=0x88776655 rdx=0x44332211";
+    m.case(probe, "filter_rd_cont", want);
     m.set_registers(probe, &[]);
     m.case(probe, "filter_rd_refused", "rdmsr:0x277/4<! #GP(0x0)@+0x5");
     let plain = Words::sized(392);
@@ -247,6 +251,29 @@ fn msr_exits(probe: &mut Probe<'_>) {
     probe.expect("filter_null", "EFAULT", got);
     m.set_registers(probe, &[]);
     m.case(probe, "filter_off", "HLT rax=0x70406");
+}
+
+/// Each way in which user space answers for an MSR, by itself.
+fn usermsr_steps(probe: &mut Probe<'_>, m: &Machine) {
+    m.load(probe, |a| {
+        a.mov(ecx, 0x1234_5678)?;
+        a.rdmsr()
+    });
+    m.set_registers(probe, &[]);
+    let want = "rdmsr:0x12345678/2<8877665544332211 HLT rax=0x55667788 rdx=0x11223344";
+    m.case(probe, "usermsr_rd_cont", want);
+    m.load(probe, |a| {
+        a.mov(ecx, 0x1234_5678)?;
+        a.mov(eax, 0xaa)?;
+        a.mov(edx, 0xbb)?;
+        a.wrmsr()
+    });
+    m.set_registers(probe, &[]);
+    let want = "wrmsr:0x12345678/2=bb000000aa HLT rax=0xaa";
+    m.case(probe, "usermsr_wr", want);
+    m.set_registers(probe, &[]);
+    let want = "wrmsr:0x12345678/2=bb000000aa<! #GP(0x0)@+0xf rax=0xaa";
+    m.case(probe, "usermsr_wr_err", want);
 }
 
 /// `kvm_cpuid2` of entries of a function and EAX to EDX.
@@ -282,8 +309,22 @@ fn cpuid(probe: &mut Probe<'_>) {
     }
     let got = probe.send(m.vcpu, KVM_SET_CPUID2, intel);
     probe.expect("cpuid_after_run_same_nol1", "0", got);
+    let changed = (2, [0x23, 0x33, 0, 0]);
+    let leaf_hv = (0x4000_0000, [0x77, 0, 0, 0]);
+    let other = cpuid_table(&[(0, INTEL), changed, leaf_hv]);
+    let got = probe.send(m.vcpu, KVM_SET_CPUID2, other);
+    probe.expect("cpuid_after_run_diff_nol1", "EINVAL", got);
     let got = probe.send(m.vcpu, KVM_SET_CPUID2, cpuid_table(&[(0, INTEL), leaf_2]));
     probe.expect("cpuid_after_run_fewer", "EINVAL", got);
+    let leaf_1 = |version: u32| (1, [version, 0x100_0000, 0, 0]);
+    let m = machine(probe, Real, |a| a.cpuid());
+    let table = cpuid_table(&[(0, INTEL), leaf_1(0x1234), leaf_2]);
+    let _ = probe.send(m.vcpu, KVM_SET_CPUID2, table);
+    m.set_registers(probe, &[("rax", 1)]);
+    m.case(probe, "cpuid_1", "HLT rax=0x1234 rbx=0x1000000");
+    let table = cpuid_table(&[(0, INTEL), leaf_1(1), leaf_2]);
+    let got = probe.send(m.vcpu, KVM_SET_CPUID2, table);
+    probe.expect("cpuid_after_run_diff", "EINVAL", got);
     let m = machine(probe, Real, |a| a.cpuid());
     let _ = probe.send(m.vcpu, KVM_SET_CPUID2, cpuid_table(&[(0, AMD), leaf_2]));
     m.set_registers(probe, &[("rax", 9)]);
