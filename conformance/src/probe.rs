@@ -250,6 +250,30 @@ impl<'a> Probe<'a> {
         unpack(&reply.bytes.0, vcpus.len())
     }
 
+    /// Another call while a thread runs a vCPU, which a signal ends after so many milliseconds:
+    /// the outcomes of the call and of the run.
+    pub fn run_while(&mut self, vcpu: Handle, limit_ms: u32, call: Call) -> (Outcome, Outcome) {
+        let reply = self.perform(&Call::RunWhile(vcpu, limit_ms, Box::new(call)));
+        let run = unpack(&reply.bytes.0, 1)
+            .pop()
+            .unwrap_or(Err(Errno(libc::EIO)));
+        (reply.outcome, run)
+    }
+
+    /// An ioctl that makes a descriptor, while a thread runs a vCPU.
+    pub fn create_while(
+        &mut self,
+        (vcpu, limit_ms): (Handle, u32),
+        of: Handle,
+        request: u32,
+        value: u64,
+    ) -> (Handle, Outcome) {
+        let made = self.next_handle();
+        let call = Call::Create(of, request, Argument::Value(value), made);
+        let (outcome, _) = self.run_while(vcpu, limit_ms, call);
+        (made, outcome)
+    }
+
     /// ioctls with argument 0, from a forked child.
     pub fn forked(&mut self, calls: &[(Handle, u32)]) -> Vec<Outcome> {
         let reply = self.perform(&Call::Forked(calls.to_vec()));

@@ -15,6 +15,7 @@ impl Backend for DryBackend {
                 bytes.0.clone()
             }
             Call::Run(vcpus, _) => vec![0; vcpus.len() * 8],
+            Call::RunWhile(..) => vec![0; 8],
             Call::Forked(calls) => vec![0; calls.len() * 8],
             _ => Vec::new(),
         };

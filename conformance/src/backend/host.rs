@@ -257,6 +257,24 @@ impl<K: Kernel> SystemBackend<K> {
         }
     }
 
+    /// The reply is the other call's outcome, and the run's.
+    fn run_while(&mut self, vcpu: Handle, limit: Duration, call: &Call) -> Reply {
+        let (kernel, fd) = (self.kernel, self.fd(vcpu));
+        std::thread::scope(|scope| {
+            let running = scope.spawn(move || {
+                let _watchdog = Watchdog::start(limit);
+                kernel.ioctl(fd, KVM_RUN, 0)
+            });
+            std::thread::sleep(limit / 3);
+            let outcome = self.perform(call).outcome;
+            let run = running.join().unwrap_or(Err(Errno(libc::EIO)));
+            Reply {
+                outcome,
+                bytes: pack(&[run]),
+            }
+        })
+    }
+
     fn exhaust(&mut self, exhausted: bool) -> Outcome {
         for fd in self.exhausting.drain(..) {
             // SAFETY: made below, used by nobody.
@@ -455,6 +473,9 @@ impl<K: Kernel> Backend for SystemBackend<K> {
                 }
             }
             Call::Run(vcpus, limit) => self.run(vcpus, Duration::from_millis((*limit).into())),
+            Call::RunWhile(vcpu, limit, call) => {
+                self.run_while(*vcpu, Duration::from_millis((*limit).into()), call)
+            }
             Call::Descriptor(handle, call) => self.descriptor(*handle, *call),
             Call::Forked(calls) => {
                 let bytes = self.in_child(|backend| {

@@ -158,6 +158,8 @@ pub enum Call {
     /// KVM_RUN once on each vCPU, at the same time if there are several; a signal ends a run that
     /// is longer than so many milliseconds.
     Run(Vec<Handle>, u32),
+    /// Another call, while a thread runs a vCPU; as in `Run`, a signal ends that run.
+    RunWhile(Handle, u32, Box<Call>),
     /// Another system call on a descriptor.
     Descriptor(Handle, DescriptorCall),
     /// ioctls without structs, from a forked child.

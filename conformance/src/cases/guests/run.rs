@@ -1,7 +1,7 @@
 //! KVM_RUN beyond one exit: completion, signals, interrupts, debugging, registers in `kvm_run`
 //! (api.rst, "KVM_RUN", "KVM_INTERRUPT", "KVM_SET_GUEST_DEBUG", "KVM_X86_SET_MSR_FILTER").
 
-use crate::backend::{Outcome, Pointer, outcome_text};
+use crate::backend::{Argument, Bytes, Call, Outcome, Pointer, outcome_text};
 use crate::cases::Script;
 use crate::guest::Mode::{Long, Protected32, Real};
 use crate::guest::{Code, Machine, Mode};
@@ -530,4 +530,27 @@ fn two_threads(probe: &mut Probe<'_>) {
     let outcomes: Vec<Outcome> = probe.run_together(&[m.vcpu, m.vcpu], 100);
     let texts: Vec<String> = outcomes.into_iter().map(outcome_text).collect();
     probe.check("two_threads", "EINTR EINTR", &texts.join(" "));
+    while_running(probe, &m);
+}
+
+/// What another thread may do while a vCPU runs an endless loop.
+fn while_running(probe: &mut Probe<'_>, m: &Machine) {
+    let got = probe.create_while((m.vcpu, 60), m.vm.vm, KVM_CREATE_VCPU, 1);
+    let _ = probe.expect_fd("vmioctl_while_running", "fd", got);
+    let memory = probe.allocate(0x1000);
+    let region = Words::sized(32).u32(0, 7).u64(8, 0x20_0000).u64(16, 0x1000);
+    let pointer = Pointer {
+        offset: 24,
+        memory,
+        at: 0,
+    };
+    let argument = Argument::Pointers(Bytes(region.into()), vec![pointer]);
+    let call = Call::Ioctl(m.vm.vm, KVM_SET_USER_MEMORY_REGION, argument);
+    let (got, _) = probe.run_while(m.vcpu, 60, call);
+    probe.expect("mem_while_running", "0", got);
+    let call = Call::Write(m.run, IMMEDIATE_EXIT, Bytes(vec![1]));
+    let (_, run) = probe.run_while(m.vcpu, 60, call);
+    probe.expect("imm_while_running", "EINTR", run);
+    // The signal has ended it: `immediate_exit` alone leaves the reason as it was.
+    m.case(probe, "imm_while_running_state", "run.exit_reason=0xa");
 }
