@@ -1,7 +1,7 @@
 //! The bare machine: processors, RAM and a board of devices, for images that want the processor
 //! for themselves. A hypervisor in the image is in VMX root operation directly.
 //!
-//! All processors take turns on one thread, each for at most [`QUANTUM`] instructions: under
+//! All processors take turns on one thread, each for at most `QUANTUM` instructions: under
 //! [`ClockSource::Instructions`] the same image gives the same run. Time is the time-stamp counter
 //! of all processors: a turn begins for everyone at the same time, and the next turns begin when
 //! the longest of them has ended.
