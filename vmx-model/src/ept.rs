@@ -213,10 +213,10 @@ impl Permissions {
 pub enum Access {
     /// A data read.
     Read,
-    /// A data write; also a change of the accessed or dirty flag of a guest's paging structure.
+    /// A data write.
     Write,
-    /// A read-modify-write; also any access to a guest's paging structure where EPT has accessed
-    /// and dirty flags.
+    /// A read-modify-write: a change of the accessed or dirty flag of a guest's paging structure;
+    /// also any access to one where EPT has accessed and dirty flags.
     ReadWrite,
     /// An instruction fetch.
     Fetch,

@@ -165,6 +165,9 @@ impl Cpu {
 /// Returns how EPT sees an access.
 fn kind(eptp: Eptp, access: Access, purpose: Purpose) -> ept::Access {
     match (purpose, access) {
+        // A flag is set by a locked update; processors report it as both (SDM Vol. 3C, "EPT
+        // Violations", leaves bit 0 to the implementation).
+        (Purpose::PagingStructure(_), Access::Write) => ept::Access::ReadWrite,
         (_, Access::Write) => ept::Access::Write,
         (Purpose::Pdptes | Purpose::PagingStructure(_), _) => {
             ept::Access::of_paging_structure(eptp)
@@ -203,5 +206,26 @@ fn physical(ept: EptInUse, gpa: Gpa, found: &Translation, purpose: Purpose) -> P
         address: found.address(gpa),
         page_bytes: 1 << found.page.shift,
         allowed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vmx_model::addr::Linear;
+
+    #[test]
+    fn setting_a_flag_of_a_paging_structure_is_a_read_and_a_write() {
+        const WITHOUT_FLAGS: Eptp = Eptp(0x1e);
+        const WITH_FLAGS: Eptp = Eptp(0x5e);
+        let structure = Purpose::PagingStructure(Linear(0x1000));
+        for (eptp, access, wanted) in [
+            (WITHOUT_FLAGS, Access::Read, ept::Access::Read),
+            (WITHOUT_FLAGS, Access::Write, ept::Access::ReadWrite),
+            (WITH_FLAGS, Access::Read, ept::Access::ReadWrite),
+            (WITH_FLAGS, Access::Write, ept::Access::ReadWrite),
+        ] {
+            assert_eq!(kind(eptp, access, structure), wanted);
+        }
     }
 }
