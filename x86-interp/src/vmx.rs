@@ -16,6 +16,7 @@ mod entry;
 mod ept;
 mod exit;
 pub(crate) mod info;
+mod mappings;
 mod state;
 mod timer;
 
@@ -58,6 +59,8 @@ pub(crate) struct VmxContext {
     has_monitor_trap_flag: bool,
     /// EPT, in VMX non-root operation with "enable EPT".
     ept: Option<ept::EptInUse>,
+    /// What walks of EPT found.
+    pub(crate) mappings: mappings::GuestPhysicalMappings,
     /// PAUSE-loop exiting.
     pause_loop: PauseLoop,
     /// The VMX-preemption timer, while it is active.

@@ -7,6 +7,7 @@
 
 use std::alloc::Layout;
 use std::any::Any;
+use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
@@ -151,11 +152,19 @@ fn code_table(regions: &mut [Region], host: core::ops::Range<u64>) -> Arc<CodeTa
     table
 }
 
+/// Number of pages whose host address a [`View`] remembers.
+const REMEMBERED: usize = 256;
+
+/// A page number that no page has.
+const NO_PAGE: u64 = u64::MAX;
+
 /// The regions as a processor last saw them.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
     generation: u64,
     regions: Arc<[Region]>,
+    /// Pages of paging structures and where they are, found by the page number's low bits.
+    remembered: Box<[Cell<(u64, u64)>; REMEMBERED]>,
 }
 
 /// A page of RAM or ROM.
@@ -402,6 +411,7 @@ impl PhysMap {
         View {
             generation: self.generation(),
             regions: Arc::clone(&guard),
+            remembered: Box::new([const { Cell::new((NO_PAGE, 0)) }; REMEMBERED]),
         }
     }
 
@@ -487,11 +497,19 @@ impl View {
     /// Reads an entry in one access; all ones where there is no memory. `None` if its host memory
     /// has vanished.
     pub(crate) fn load_entry(&self, address: Hpa, bytes: usize) -> Option<u64> {
-        match self.entry(address, bytes) {
-            // SAFETY: inside a page of a region.
-            Some((_, at)) => unsafe { load_sized(at, bytes) },
-            None => Some(u64::MAX >> (64 - 8 * bytes.clamp(1, 8))),
+        let number = address.0 >> 12;
+        let slot = &self.remembered[number as usize % REMEMBERED];
+        let (remembered, mut host) = slot.get();
+        if remembered != number {
+            let Some(page) = self.page(address) else {
+                return Some(u64::MAX >> (64 - 8 * bytes.clamp(1, 8)));
+            };
+            host = page.host.as_ptr() as u64;
+            slot.set((number, host));
         }
+        let offset = address.page_offset() & !(bytes as u64 - 1);
+        // SAFETY: inside a page of a region.
+        unsafe { load_sized(host + offset, bytes) }
     }
 
     /// Replaces an entry if it still is `old`. A write to where there is no RAM is dropped.

@@ -153,6 +153,7 @@ impl Cpu {
     pub(crate) fn flush_tlb_ep4ta(&mut self, ep4ta: u64) {
         self.tlb
             .flush_contexts(|c| c.eptp & 0x000f_ffff_ffff_f000 == ep4ta && c.eptp != 0);
+        self.vmx.mappings.flush();
         self.forget_context();
     }
 
@@ -169,6 +170,7 @@ impl Cpu {
     /// change of what translations depend on: paging bits of CR0, CR4 and EFER, PKRU, PKRS.
     pub(crate) fn flush_tlb_all(&mut self) {
         self.tlb.flush();
+        self.vmx.mappings.flush();
         self.forget_context();
     }
 

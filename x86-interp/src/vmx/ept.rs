@@ -14,6 +14,7 @@ use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::processor::LogicalProcessor;
 
+use super::mappings::MappingUse;
 use crate::mem::Access;
 use crate::mem::walk::{Allowed, PageRights, Physical, Purpose};
 use crate::{Cpu, Exec, Fault};
@@ -52,13 +53,21 @@ impl Cpu {
         access: Access,
         purpose: Purpose,
     ) -> Exec<Physical> {
+        let used_for = mapping_use(purpose);
+        let needed = needed(kind(ept.eptp, access, purpose));
+        let mappings = &self.vmx.mappings;
+        if let Some(known) = mappings.find(&ept, gpa, used_for, needed) {
+            return Ok(known);
+        }
         loop {
             let found = self.walk_ept(ept, gpa, access, purpose)?;
             if found.sets_dirty {
                 self.log_modification(gpa)?;
             }
             if self.update_ept(&found)? {
-                return Ok(physical(ept, gpa, &found, purpose));
+                let physical = physical(ept, gpa, &found, purpose);
+                self.vmx.mappings.enter(&ept, gpa, used_for, &physical);
+                return Ok(physical);
             }
             // Somebody else changed an entry on the way: walk again, as hardware does.
         }
@@ -174,6 +183,24 @@ fn kind(eptp: Eptp, access: Access, purpose: Purpose) -> ept::Access {
         }
         (Purpose::Page(..), Access::Read) => ept::Access::Read,
         (Purpose::Page(..), Access::Execute) => ept::Access::Fetch,
+    }
+}
+
+/// Returns what a remembered mapping must permit.
+fn needed(kind: ept::Access) -> Allowed {
+    match kind {
+        ept::Access::Read => Allowed::READ,
+        ept::Access::Write => Allowed::WRITE,
+        ept::Access::ReadWrite => Allowed::READ | Allowed::WRITE,
+        ept::Access::Fetch => Allowed::EXECUTE,
+    }
+}
+
+fn mapping_use(purpose: Purpose) -> MappingUse {
+    match purpose {
+        Purpose::Pdptes | Purpose::PagingStructure(_) => MappingUse::PagingStructure,
+        Purpose::Page(_, rights) if rights.is_user => MappingUse::UserPage,
+        Purpose::Page(..) => MappingUse::SupervisorPage,
     }
 }
 
