@@ -1,12 +1,16 @@
-//! An image on one bare processor: no hypervisor, no devices.
+//! An image on one bare processor with VMX: no hypervisor, no devices.
 
 use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
 use vmx_model::addr::Hpa;
 use vmx_model::arch::{AccessRights, Cr0, Cr4, DescriptorTable, Efer, Segment, SegmentRegister};
+use vmx_model::capability::VmxProfile;
+use vmx_model::processor::LogicalProcessor;
+use vmx_model::registry::{CpuId, VmcsRegistry};
 use x86_interp::bus::{EmptyBus, InstructionClock};
 use x86_interp::mem::phys::{OwnedRam, PhysMap};
+use x86_interp::vmx::RootSoftware;
 use x86_interp::{Cpu, Stop};
 
 use crate::image::Image;
@@ -28,6 +32,9 @@ pub fn processor(image: &Image) -> Result<Cpu> {
         Box::new(EmptyBus),
         Box::new(InstructionClock::default()),
     );
+    let profile = Arc::new(VmxProfile::emulator_default());
+    let processor = LogicalProcessor::new(CpuId(0), profile, VmcsRegistry::new());
+    cpu.attach_processor(Box::new(processor), RootSoftware::Guest);
     set_state(&mut cpu, image.bits);
     Ok(cpu)
 }

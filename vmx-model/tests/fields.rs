@@ -1,8 +1,16 @@
 //! The table of VMCS fields against the specification's list, and lookup of every encoding.
 #![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
 
+use std::sync::Arc;
+
 use serde::Deserialize;
+use vmx_model::addr::Hpa;
+use vmx_model::capability::VmxProfile;
 use vmx_model::field::{Condition, Field, Half, Kind, Width};
+use vmx_model::memory::PhysicalMemory;
+use vmx_model::outcome::VmxOutcome;
+use vmx_model::processor::{LogicalProcessor, Vmread};
+use vmx_model::registry::{CpuId, VmcsRegistry};
 
 #[derive(Deserialize)]
 struct Row {
@@ -93,5 +101,62 @@ fn there_are_206_fields_and_284_encodings_and_no_other_encoding_is_one() {
     assert_eq!(found, expected);
     for bit in 17..32 {
         assert_eq!(Field::from_encoding(0x681e | 1 << bit), None);
+    }
+}
+
+struct Pages(Vec<u8>);
+
+impl PhysicalMemory for Pages {
+    fn read(&self, address: Hpa, bytes: &mut [u8]) {
+        let at = address.0 as usize;
+        bytes.copy_from_slice(&self.0[at..at + bytes.len()]);
+    }
+
+    fn write(&mut self, address: Hpa, bytes: &[u8]) {
+        let at = address.0 as usize;
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+}
+
+/// A processor in VMX root operation with a current VMCS.
+fn root(profile: VmxProfile) -> LogicalProcessor {
+    const VMXON: Hpa = Hpa(0x1000);
+    const VMCS: Hpa = Hpa(0x2000);
+    let mut memory = Pages(vec![0; 0x3000]);
+    let revision = profile.caps.revision_id().to_le_bytes();
+    memory.write(VMXON, &revision);
+    memory.write(VMCS, &revision);
+    let mut processor = LogicalProcessor::new(CpuId(0), Arc::new(profile), VmcsRegistry::new());
+    for outcome in [
+        processor.vmxon(VMXON, &memory),
+        processor.vmclear(VMCS, &mut memory),
+        processor.vmptrld(VMCS, &memory),
+    ] {
+        assert_eq!(outcome, Ok(VmxOutcome::Succeed));
+    }
+    processor
+}
+
+#[test]
+fn the_short_ways_of_vmread_and_vmwrite_do_what_the_long_ways_do() {
+    for profile in [VmxProfile::minimal(), VmxProfile::everything()] {
+        let (mut short, mut long) = (root(profile.clone()), root(profile));
+        for encoding in (0..0x8000).chain([0x1_0000_681e, u64::MAX]) {
+            let value = encoding.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let written = long.vmwrite(encoding, value);
+            if short.try_vmwrite(encoding, value) {
+                assert_eq!(written, Ok(VmxOutcome::Succeed), "{encoding:#x}");
+            } else {
+                assert_eq!(short.vmwrite(encoding, value), written, "{encoding:#x}");
+            }
+            let read = long.vmread(encoding);
+            match short.try_vmread(encoding) {
+                Some(value) => assert_eq!(read, Ok(Vmread::Value(value)), "{encoding:#x}"),
+                None => assert!(!matches!(read, Ok(Vmread::Value(_))), "{encoding:#x}"),
+            }
+        }
+        for field in Field::ALL {
+            assert_eq!(short.read(field), long.read(field), "{field}");
+        }
     }
 }

@@ -3,13 +3,13 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::{Bits, Program};
+use super::{Bits, Group, Program};
 
 pub(super) const FLAT32: Program = Program {
     name: "flat32",
     what: "sieve, recursion and Collatz in flat 32-bit code",
     bits: Bits::Flat32,
-    is_integer: true,
+    group: Group::Integer,
     iterations: 60,
     emit,
     expected,

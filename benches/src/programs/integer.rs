@@ -3,7 +3,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::{Bits, Program};
+use super::{Bits, Group, Program};
 
 const fn integer(
     name: &'static str,
@@ -16,7 +16,7 @@ const fn integer(
         name,
         what,
         bits: Bits::Long64,
-        is_integer: true,
+        group: Group::Integer,
         iterations,
         emit,
         expected,

@@ -3,13 +3,13 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::{Bits, Program};
+use super::{Bits, Group, Program};
 
 pub(super) const CHASE: Program = Program {
     name: "chase",
     what: "pointer chase over 256 KiB",
     bits: Bits::Long64,
-    is_integer: true,
+    group: Group::Integer,
     iterations: 200,
     emit: emit_chase,
     expected: chase,
@@ -61,7 +61,7 @@ pub(super) const PAGES: Program = Program {
     name: "pages",
     what: "one word on each of 4096 pages: TLB misses",
     bits: Bits::Long64,
-    is_integer: true,
+    group: Group::Integer,
     iterations: 30,
     emit: emit_pages,
     expected: pages,
@@ -95,7 +95,7 @@ pub(super) const STRING: Program = Program {
     name: "string",
     what: "byte loops: copy, upper case, length",
     bits: Bits::Long64,
-    is_integer: true,
+    group: Group::Integer,
     iterations: 200,
     emit: emit_string,
     expected: string,
@@ -154,7 +154,7 @@ pub(super) const REP: Program = Program {
     name: "rep",
     what: "REP STOSQ and REP MOVSB of 64 KiB",
     bits: Bits::Long64,
-    is_integer: false,
+    group: Group::Rep,
     iterations: 100,
     emit: emit_rep,
     expected: rep,

@@ -9,6 +9,7 @@ mod integer;
 mod memory;
 mod sha256;
 mod vm;
+mod vmx;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::CodeAssembler;
@@ -25,6 +26,32 @@ pub enum Bits {
     Long64,
 }
 
+/// What a program is mostly made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Integer instructions, memory and branches.
+    Integer,
+    /// REP, which does its work by the byte.
+    Rep,
+    /// VMX instructions: the program is a hypervisor.
+    Vmx,
+}
+
+impl Group {
+    /// All groups.
+    pub const ALL: [Self; 3] = [Self::Integer, Self::Rep, Self::Vmx];
+
+    /// Returns its name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Integer => "integer",
+            Self::Rep => "rep",
+            Self::Vmx => "vmx",
+        }
+    }
+}
+
 /// A guest program.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
@@ -34,8 +61,8 @@ pub struct Program {
     pub what: &'static str,
     /// Mode of its code.
     pub bits: Bits,
-    /// Whether it counts for the integer geometric mean (REP does its work by the byte).
-    pub is_integer: bool,
+    /// Which geometric mean it counts for.
+    pub group: Group,
     /// Iterations that take a fast engine some milliseconds.
     pub iterations: u32,
     emit: fn(&mut CodeAssembler) -> Result<(), IcedError>,
@@ -76,6 +103,8 @@ pub const PROGRAMS: &[Program] = &[
     memory::STRING,
     memory::REP,
     flat32::FLAT32,
+    vmx::ROUND_TRIP,
+    vmx::VMCS,
 ];
 
 /// Returns the program of that name.

@@ -4,13 +4,13 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::{Bits, Program};
+use super::{Bits, Group, Program};
 
 pub(super) const SHA256: Program = Program {
     name: "sha256",
     what: "SHA-256 compression function",
     bits: Bits::Long64,
-    is_integer: true,
+    group: Group::Integer,
     iterations: 1500,
     emit,
     expected,

@@ -3,13 +3,13 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use super::{Bits, Program};
+use super::{Bits, Group, Program};
 
 pub(super) const BYTECODE: Program = Program {
     name: "bcvm",
     what: "bytecode interpreter with a jump table",
     bits: Bits::Long64,
-    is_integer: true,
+    group: Group::Integer,
     iterations: 60_000,
     emit,
     expected,

@@ -83,6 +83,37 @@ impl LogicalProcessor {
         Ok(self.completed(operation, outcome))
     }
 
+    /// VMREAD in VMX root operation, if it succeeds and nobody observes; `None` says nothing:
+    /// [`LogicalProcessor::vmread`] has the answer then.
+    #[inline]
+    #[must_use]
+    pub fn try_vmread(&self, encoding: u64) -> Option<u64> {
+        let (field, half) = self.unobserved(encoding)?;
+        Some(self.current.as_ref()?.values.read(field, half))
+    }
+
+    /// VMWRITE in VMX root operation, if it succeeds and nobody observes; false says that nothing
+    /// was done: [`LogicalProcessor::vmwrite`] has the answer then.
+    #[inline]
+    #[must_use]
+    pub fn try_vmwrite(&mut self, encoding: u64, value: u64) -> bool {
+        match (self.unobserved(encoding), &mut self.current) {
+            (Some((field, half)), Some(current)) if field.kind() != Kind::ReadOnly => {
+                current.values.write(field, half, value);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn unobserved(&self, encoding: u64) -> Option<(Field, Half)> {
+        let is_plain = self.observer.is_none() && self.operation == VmxOperation::Root;
+        let encoding = u32::try_from(encoding).ok().filter(|_| is_plain)?;
+        let found = Field::from_encoding(encoding)?;
+        self.profile.fields.contains(found.0).then_some(found)
+    }
+
     /// VMREAD by native code that is root-mode software.
     ///
     /// # Errors

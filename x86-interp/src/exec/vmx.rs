@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use iced_x86::{Code, Mnemonic};
 use vmx_model::addr::{Hpa, Linear};
+use vmx_model::arch::Rflags;
 use vmx_model::event::Exception;
 use vmx_model::outcome::VmxOutcome;
 use vmx_model::precondition::{Instruction, NotExecuted, ShadowAccess};
 use vmx_model::processor::{EntryOutcome, Invalidation, LogicalProcessor, Vmfunc, Vmread};
 
 use super::{Row, Traits};
-use crate::insn::{Insn, Plain};
+use crate::insn::{Insn, Operand, Plain};
 use crate::mem::phys::PhysMap;
+use crate::mode::Mode;
 use crate::stop::Stop;
 use crate::vmx::EntryInstruction;
 use crate::{Cpu, Exec};
@@ -179,7 +181,44 @@ fn check_field_access(
     Ok(access == ShadowAccess::Shadowed)
 }
 
+/// Whether what [`Cpu::check_vmx`] judges is plain: 64-bit mode, most privileged.
+fn is_plain_software(cpu: &Cpu) -> bool {
+    cpu.mode() == Mode::Long && cpu.cpl() == 0
+}
+
+/// VMREAD and VMWRITE of registers in VMX root operation, as hypervisors execute them all the
+/// time; false if nothing was done.
+fn try_registers(cpu: &mut Cpu, instruction: Instruction, insn: &Insn) -> bool {
+    let (Operand::Register(first), Operand::Register(second)) =
+        (insn.operands[0], insn.operands[1])
+    else {
+        return false;
+    };
+    if !is_plain_software(cpu) {
+        return false;
+    }
+    let (destination, source) = (cpu.register::<u64>(first), cpu.register::<u64>(second));
+    let Some(processor) = cpu.processor_mut() else {
+        return false;
+    };
+    if instruction == Instruction::Vmwrite {
+        if !processor.try_vmwrite(destination, source) {
+            return false;
+        }
+    } else {
+        let Some(value) = processor.try_vmread(source) else {
+            return false;
+        };
+        cpu.set_register::<u64>(first, value);
+    }
+    cpu.set_status(Rflags::STATUS, Rflags::empty());
+    true
+}
+
 fn vmread(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    if try_registers(cpu, Instruction::Vmread, insn) {
+        return Ok(());
+    }
     let encoding = cpu.register_operand(insn, 1)?;
     let is_shadowed = check_field_access(cpu, Instruction::Vmread, insn, encoding)?;
     let read = if is_shadowed {
@@ -206,6 +245,9 @@ fn vmread(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn vmwrite(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    if try_registers(cpu, Instruction::Vmwrite, insn) {
+        return Ok(());
+    }
     let encoding = cpu.register_operand(insn, 0)?;
     let is_shadowed = check_field_access(cpu, Instruction::Vmwrite, insn, encoding)?;
     let target = cpu.processor().map(LogicalProcessor::access_target);

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use benches::image::Image;
-use benches::programs::Program;
+use benches::programs::{Group, Program};
 
 use crate::{process, vm};
 
@@ -21,6 +21,10 @@ pub(crate) trait Engine {
     fn name(&self) -> &'static str;
     /// Whether it can run here; the error says why not.
     fn check(&self) -> Result<()>;
+    /// Whether it can run programs of this group.
+    fn runs(&self, group: Group) -> bool {
+        group != Group::Vmx
+    }
     /// Runs an image to its end.
     fn run(&mut self, image: &Image) -> Result<Measurement>;
     /// A number of iterations that is surely short.

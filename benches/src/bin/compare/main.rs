@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, ensure};
 use benches::bare;
 use benches::image::Image;
-use benches::programs::{Bits, PROGRAMS, Program};
+use benches::programs::{Bits, Group, PROGRAMS, Program};
 use clap::Parser;
 use comfy_table::{CellAlignment, Table};
 
@@ -57,7 +57,7 @@ fn main() -> Result<()> {
         .collect();
     let mut report = Report::default();
     for program in &programs {
-        for engine in &mut engines {
+        for engine in engines.iter_mut().filter(|e| e.runs(program.group)) {
             let outcome = measure(engine.as_mut(), program, &options);
             report.add(program, engine.name(), outcome);
         }
@@ -144,14 +144,19 @@ impl Report {
             row.extend(ratios.iter().map(|e| show(self.ratio(program, e))));
             table.add_row(row);
         }
-        let integer: Vec<_> = programs.iter().filter(|p| p.is_integer).collect();
-        let mut row = vec![format!("geomean integer ({})", integer.len())];
-        let mean = |f: &dyn Fn(&Program) -> Option<f64>| {
-            geomean(integer.iter().map(|p| f(p)).collect::<Option<Vec<_>>>())
-        };
-        row.extend(engines.iter().map(|e| show(mean(&|p| self.get(p, e)))));
-        row.extend(ratios.iter().map(|e| show(mean(&|p| self.ratio(p, e)))));
-        table.add_row(row);
+        for group in Group::ALL {
+            let members: Vec<_> = programs.iter().filter(|p| p.group == group).collect();
+            if members.is_empty() {
+                continue;
+            }
+            let mut row = vec![format!("geomean {} ({})", group.name(), members.len())];
+            let mean = |f: &dyn Fn(&Program) -> Option<f64>| {
+                geomean(members.iter().map(|p| f(p)).collect::<Option<Vec<_>>>())
+            };
+            row.extend(engines.iter().map(|e| show(mean(&|p| self.get(p, e)))));
+            row.extend(ratios.iter().map(|e| show(mean(&|p| self.ratio(p, e)))));
+            table.add_row(row);
+        }
         for column in table.column_iter_mut().skip(1) {
             column.set_cell_alignment(CellAlignment::Right);
         }

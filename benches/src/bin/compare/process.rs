@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use benches::image::{BEGIN, END, Image};
+use benches::programs::Group;
 use tempfile::TempDir;
 
 use crate::engine::{Engine, Measurement};
@@ -33,6 +34,10 @@ impl Engine for Bochs {
             "{BOCHS_BIOS} is not installed"
         );
         Ok(())
+    }
+
+    fn runs(&self, _: Group) -> bool {
+        true
     }
 
     fn run(&mut self, image: &Image) -> Result<Measurement> {

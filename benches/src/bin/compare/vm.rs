@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use benches::bare;
 use benches::image::{BEGIN, END, Image, MARK_PORT};
-use benches::programs::{Bits, Program};
+use benches::programs::{Bits, Group, Program};
 use kvm_bindings::{
     KVM_EXIT_HLT, KVM_EXIT_IO, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
     kvm_userspace_memory_region,
@@ -108,6 +108,10 @@ impl Engine for Bare {
 
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn runs(&self, _: Group) -> bool {
+        true
     }
 
     fn run(&mut self, image: &Image) -> Result<Measurement> {
