@@ -9,8 +9,8 @@
 )]
 
 use crate::backend::{
-    Argument, Backend, Bytes, Call, DescriptorCall, Errno, Handle, Mapping, Memory, Outcome,
-    Pointer, Reply, outcome_text,
+    Argument, Backend, Bytes, Call, DescriptorCall, Errno, Handle, Mapping, Memory, Outcome, Place,
+    Pointer, Reply, outcome_text, unpack,
 };
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -101,6 +101,13 @@ impl<'a> Probe<'a> {
     pub fn open(&mut self) -> Handle {
         let handle = self.next_handle();
         let _ = self.perform(&Call::Open(handle));
+        handle
+    }
+
+    /// Opens the system for reading only.
+    pub fn open_read_only(&mut self) -> Handle {
+        let handle = self.next_handle();
+        let _ = self.perform(&Call::OpenReadOnly(handle));
         handle
     }
 
@@ -207,10 +214,14 @@ impl<'a> Probe<'a> {
 
     /// `mmap` of `(length, offset)` of a descriptor.
     pub fn map(&mut self, of: Handle, span: (u64, u64), how: Mapping) -> (Memory, Outcome) {
-        let memory = self.next_memory();
-        let call = Call::Map(memory, of, span.0, span.1, how);
+        let call = self.mapping_of(of, span, how);
         let outcome = self.perform(&call).outcome;
-        (memory, outcome)
+        (Memory(self.memories), outcome)
+    }
+
+    /// The call that [`Self::map`] makes, for [`Self::elsewhere`].
+    pub fn mapping_of(&mut self, of: Handle, span: (u64, u64), how: Mapping) -> Call {
+        Call::Map(self.next_memory(), of, span.0, span.1, how)
     }
 
     /// `munmap`.
@@ -280,6 +291,24 @@ impl<'a> Probe<'a> {
         unpack(&reply.bytes.0, calls.len())
     }
 
+    /// A call that somebody else makes.
+    pub fn elsewhere(&mut self, place: Place, call: Call) -> Outcome {
+        self.perform(&Call::Elsewhere(place, Box::new(call)))
+            .outcome
+    }
+
+    /// KVM_RUN while SIGUSR1 is blocked and pending: the outcome, and whether it still is pending.
+    pub fn run_with_pending(&mut self, vcpu: Handle, limit_ms: u32) -> (Outcome, bool) {
+        let reply = self.perform(&Call::RunWithPending(vcpu, limit_ms));
+        (reply.outcome, reply.bytes.0 == [1])
+    }
+
+    /// What /proc calls a descriptor.
+    pub fn link(&mut self, handle: Handle) -> String {
+        let bytes = self.perform(&Call::Link(handle)).bytes.0;
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Another system call on a descriptor.
     pub fn descriptor(&mut self, handle: Handle, call: DescriptorCall) -> Outcome {
         self.perform(&Call::Descriptor(handle, call)).outcome
@@ -300,22 +329,6 @@ impl<'a> Probe<'a> {
     pub fn exhaust_descriptors(&mut self, exhausted: bool) {
         let _ = self.perform(&Call::ExhaustDescriptors(exhausted));
     }
-}
-
-fn unpack(bytes: &[u8], count: usize) -> Vec<Outcome> {
-    let mut outcomes: Vec<Outcome> = bytes
-        .chunks_exact(8)
-        .map(|word| {
-            let value = i64::from_le_bytes(word.try_into().expect("a chunk of eight"));
-            if value < 0 {
-                Err(Errno(value.unsigned_abs() as i32))
-            } else {
-                Ok(value)
-            }
-        })
-        .collect();
-    outcomes.resize(count, Err(Errno(libc::ENODATA)));
-    outcomes
 }
 
 /// A struct of the ABI, built by offset: for those that have no type with plain bytes.

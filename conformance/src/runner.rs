@@ -76,7 +76,7 @@ pub fn embedded_recording() -> Recording {
 /// Why there is none.
 pub fn host_kvm() -> Result<String, String> {
     let fd = HostKernel
-        .open()
+        .open(libc::O_RDWR)
         .map_err(|errno| format!("no /dev/kvm here ({errno})"))?;
     let _ = HostKernel.close(fd);
     let vendors = ["kvm_intel", "kvm_amd", "kvm_pvm"];

@@ -9,7 +9,8 @@ use std::os::fd::RawFd;
 pub struct EmulatedKernel;
 
 impl Kernel for EmulatedKernel {
-    fn open(&self) -> Result<RawFd, Errno> {
+    // The mode of the opening is not looked at, as in the kernel.
+    fn open(&self, _: i32) -> Result<RawFd, Errno> {
         kvm_api::abi::open_system().map_err(number)
     }
 

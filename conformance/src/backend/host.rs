@@ -1,19 +1,20 @@
-//! The edge to the operating system: descriptors, mappings, signals, a forked child.
+//! The edge to the operating system: descriptors, mappings, signals.
 //!
 //! [`SystemBackend`] performs calls on real descriptors; a [`Kernel`] says what open, ioctl and close
 //! mean. [`HostKernel`] is `/dev/kvm`. The emulator's descriptors are real ones too, so both kernels
 //! share everything else, and a case that passes on one has asked the very same of the other.
 //!
-//! All unsafe code of this crate is here. The obligations: an address handed to an ioctl is that
+//! Unsafe code of this crate is here and in `elsewhere`. The obligations: an address handed to an ioctl is that
 //! of a buffer or a mapping that outlives the call and is as large as the request says (the buffer
 //! is padded to [`LARGEST_STRUCT`]); an access to a mapping is checked against its length.
-#![expect(unsafe_code, reason = "system calls: ioctl, mmap, timers, fork")]
+#![expect(unsafe_code, reason = "system calls: ioctl, mmap, timers")]
 
 use super::{
     Argument, Backend, Bytes, Call, DescriptorCall, Errno, Handle, Mapping, Memory, Outcome, Reply,
 };
 use std::collections::HashMap;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
 /// No struct of the KVM API that a case passes by value is larger.
@@ -21,11 +22,11 @@ pub const LARGEST_STRUCT: usize = 32 << 10;
 
 /// What a descriptor of KVM does.
 pub trait Kernel: Copy + Send + Sync {
-    /// Opens the system.
+    /// Opens the system, for reading and writing or (`O_RDONLY`) for reading.
     ///
     /// # Errors
     /// The errno of open.
-    fn open(&self) -> Result<RawFd, Errno>;
+    fn open(&self, mode: i32) -> Result<RawFd, Errno>;
 
     /// Performs an ioctl; `argument` may be the address of a struct.
     ///
@@ -45,9 +46,9 @@ pub trait Kernel: Copy + Send + Sync {
 pub struct HostKernel;
 
 impl Kernel for HostKernel {
-    fn open(&self) -> Result<RawFd, Errno> {
+    fn open(&self, mode: i32) -> Result<RawFd, Errno> {
         // SAFETY: the path is a C string.
-        let fd = unsafe { libc::open(c"/dev/kvm".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+        let fd = unsafe { libc::open(c"/dev/kvm".as_ptr(), mode | libc::O_CLOEXEC) };
         checked(fd.into()).map(|fd| fd as RawFd)
     }
 
@@ -66,7 +67,7 @@ fn last_errno() -> Errno {
     Errno(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
 }
 
-fn checked(result: i64) -> Outcome {
+pub(super) fn checked(result: i64) -> Outcome {
     if result == -1 {
         Err(last_errno())
     } else {
@@ -76,7 +77,7 @@ fn checked(result: i64) -> Outcome {
 
 /// A mapping that is unmapped when dropped.
 #[derive(Debug)]
-struct Area {
+pub(super) struct Area {
     address: *mut u8,
     length: usize,
 }
@@ -95,13 +96,13 @@ impl Area {
         })
     }
 
-    fn anonymous(length: usize) -> Result<Area, Errno> {
+    pub(super) fn anonymous(length: usize) -> Result<Area, Errno> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         Area::new(length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
     }
 
     /// The address of `length` bytes at an offset.
-    fn at(&self, offset: u64, length: usize) -> Result<*mut u8, Errno> {
+    pub(super) fn at(&self, offset: u64, length: usize) -> Result<*mut u8, Errno> {
         let offset = usize::try_from(offset).map_err(|_| Errno(libc::EFAULT))?;
         match offset.checked_add(length) {
             Some(end) if end <= self.length => Ok(self.address.wrapping_add(offset)),
@@ -116,6 +117,11 @@ impl Area {
             *byte = unsafe { from.wrapping_add(i).read_volatile() };
         }
         Ok(())
+    }
+
+    /// The address behind the last byte.
+    pub(super) fn end(&mut self) -> *mut u8 {
+        self.address.wrapping_add(self.length)
     }
 
     fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
@@ -138,8 +144,8 @@ impl Drop for Area {
 /// Performs calls on real descriptors.
 #[derive(Debug)]
 pub struct SystemBackend<K> {
-    kernel: K,
-    descriptors: HashMap<Handle, RawFd>,
+    pub(super) kernel: K,
+    pub(super) descriptors: HashMap<Handle, RawFd>,
     areas: HashMap<Memory, Area>,
     exhausting: Vec<RawFd>,
 }
@@ -156,11 +162,11 @@ impl<K: Kernel> SystemBackend<K> {
         }
     }
 
-    fn fd(&self, handle: Handle) -> RawFd {
+    pub(super) fn fd(&self, handle: Handle) -> RawFd {
         self.descriptors.get(&handle).copied().unwrap_or(-1)
     }
 
-    fn area(&self, memory: Memory) -> Result<&Area, Errno> {
+    pub(super) fn area(&self, memory: Memory) -> Result<&Area, Errno> {
         self.areas.get(&memory).ok_or(Errno(libc::EFAULT))
     }
 
@@ -307,49 +313,6 @@ impl<K: Kernel> SystemBackend<K> {
         Ok(0)
     }
 
-    /// What `work` gives in a forked child, which has memory of its own.
-    fn in_child(&self, work: impl FnOnce(&SystemBackend<K>) -> Vec<u8>) -> Result<Vec<u8>, Errno> {
-        let mut ends = [0; 2];
-        // SAFETY: an array of two descriptors.
-        checked(unsafe { libc::pipe(ends.as_mut_ptr()) }.into())?;
-        let [reader, writer] = ends;
-        // SAFETY: this process has one thread while a case runs calls of this kind, so that the
-        // child may do what it likes; it leaves through _exit.
-        let child = unsafe { libc::fork() };
-        if child == 0 {
-            let result = work(self);
-            // SAFETY: the pipe is open and the buffer is live; then the child ends.
-            unsafe {
-                libc::write(writer, result.as_ptr().cast(), result.len());
-                libc::_exit(0);
-            }
-        }
-        // SAFETY: our ends of our pipe, and our child.
-        unsafe {
-            libc::close(writer);
-            let mut result = vec![0; 4096];
-            let length = libc::read(reader, result.as_mut_ptr().cast(), result.len());
-            libc::close(reader);
-            let mut status = 0;
-            libc::waitpid(child, &mut status, 0);
-            result.truncate(length.max(0) as usize);
-            if libc::WIFSIGNALED(status) {
-                result = vec![libc::WTERMSIG(status) as u8];
-            }
-            Ok(result)
-        }
-    }
-
-    fn touch(&self, memory: Memory, offset: u64) -> Outcome {
-        let address = self.area(memory)?.at(offset, 1)?;
-        let signal = self.in_child(|_| {
-            // SAFETY: in the mapping; if nothing is behind it, the signal is the result.
-            let _ = unsafe { address.read_volatile() };
-            vec![0]
-        })?;
-        Ok(signal.first().copied().unwrap_or(0).into())
-    }
-
     fn descriptor(&self, handle: Handle, call: DescriptorCall) -> Reply {
         let fd = self.fd(handle);
         let mut buffer = vec![0; 8];
@@ -388,6 +351,17 @@ impl<K: Kernel> SystemBackend<K> {
         Reply::bare(checked(result))
     }
 
+    /// What /proc calls a descriptor.
+    fn link(&self, handle: Handle) -> Reply {
+        match std::fs::read_link(format!("/proc/self/fd/{}", self.fd(handle))) {
+            Ok(link) => Reply {
+                outcome: Ok(0),
+                bytes: Bytes(link.into_os_string().into_vec()),
+            },
+            Err(error) => Reply::bare(Err(Errno(error.raw_os_error().unwrap_or(libc::EIO)))),
+        }
+    }
+
     fn access(&self, call: &Call) -> Option<Reply> {
         match call {
             Call::Read(memory, offset, length) => {
@@ -413,7 +387,11 @@ impl<K: Kernel> SystemBackend<K> {
     fn make(&mut self, call: &Call) -> Outcome {
         match call {
             Call::Open(handle) => {
-                let fd = self.kernel.open();
+                let fd = self.kernel.open(libc::O_RDWR);
+                self.keep(*handle, fd.map(i64::from))
+            }
+            Call::OpenReadOnly(handle) => {
+                let fd = self.kernel.open(libc::O_RDONLY);
                 self.keep(*handle, fd.map(i64::from))
             }
             Call::Duplicate(from, into) => {
@@ -443,9 +421,9 @@ impl<K: Kernel> SystemBackend<K> {
     }
 }
 
-const KVM_RUN: u32 = 0xae80;
+pub(super) const KVM_RUN: u32 = 0xae80;
 
-fn pack(outcomes: &[Outcome]) -> Bytes {
+pub(super) fn pack(outcomes: &[Outcome]) -> Bytes {
     let number = |outcome: &Outcome| match outcome {
         Ok(value) => *value,
         Err(errno) => -i64::from(errno.0),
@@ -476,6 +454,11 @@ impl<K: Kernel> Backend for SystemBackend<K> {
             Call::RunWhile(vcpu, limit, call) => {
                 self.run_while(*vcpu, Duration::from_millis((*limit).into()), call)
             }
+            Call::RunWithPending(vcpu, limit) => {
+                self.run_with_pending(*vcpu, Duration::from_millis((*limit).into()))
+            }
+            Call::Elsewhere(place, call) => self.elsewhere(*place, call),
+            Call::Link(handle) => self.link(*handle),
             Call::Descriptor(handle, call) => self.descriptor(*handle, *call),
             Call::Forked(calls) => {
                 let bytes = self.in_child(|backend| {
@@ -519,10 +502,10 @@ fn catch_alarms() {
 }
 
 /// Sends SIGALRM to its thread after a time, and then every 20 ms, until dropped.
-struct Watchdog(libc::timer_t);
+pub(super) struct Watchdog(libc::timer_t);
 
 impl Watchdog {
-    fn start(limit: Duration) -> Watchdog {
+    pub(super) fn start(limit: Duration) -> Watchdog {
         let mut timer = std::ptr::null_mut();
         // SAFETY: the event and the times are plain structs of ours; the timer is deleted on drop.
         unsafe {

@@ -7,6 +7,7 @@
 //! process that made it.
 
 pub mod dry;
+mod elsewhere;
 pub mod emulated;
 pub mod host;
 pub mod recorded;
@@ -132,11 +133,24 @@ pub enum DescriptorCall {
     Poll,
 }
 
+/// Who makes a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// A forked child.
+    Forked,
+    /// A child that shares the memory.
+    Vforked,
+    /// A forked child that has got this descriptor by a message.
+    Receiver(Handle),
+}
+
 /// One thing a case asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Call {
     /// Open the system; the descriptor becomes this handle.
     Open(Handle),
+    /// The same, for reading only.
+    OpenReadOnly(Handle),
     /// `ioctl(handle, request, argument)`.
     Ioctl(Handle, u32, Argument),
     /// An ioctl whose result is a descriptor, which becomes the last handle.
@@ -164,6 +178,13 @@ pub enum Call {
     Descriptor(Handle, DescriptorCall),
     /// ioctls without structs, from a forked child.
     Forked(Vec<(Handle, u32)>),
+    /// Another call, made by somebody else. What it makes is lost.
+    Elsewhere(Place, Box<Call>),
+    /// KVM_RUN while SIGUSR1 is blocked and pending in the thread; a signal ends a run that is
+    /// longer than so many milliseconds.
+    RunWithPending(Handle, u32),
+    /// What /proc calls a descriptor.
+    Link(Handle),
     /// The number of the signal that a load from this place of a mapping raises, or 0.
     Touch(Memory, u64),
     /// No descriptor may be free (`true`), or all may be used again (`false`).
@@ -244,6 +265,23 @@ impl Bytes {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// Outcomes as [`Call::Run`] and its like reply them.
+pub(crate) fn unpack(bytes: &[u8], count: usize) -> Vec<Outcome> {
+    let mut outcomes: Vec<Outcome> = bytes
+        .chunks_exact(8)
+        .map(|word| {
+            let value = i64::from_le_bytes(word.try_into().expect("a chunk of eight"));
+            if value < 0 {
+                Err(Errno(value.unsigned_abs() as i32))
+            } else {
+                Ok(value)
+            }
+        })
+        .collect();
+    outcomes.resize(count, Err(Errno(libc::ENODATA)));
+    outcomes
 }
 
 /// The shortest run of equal bytes that is written as a run.

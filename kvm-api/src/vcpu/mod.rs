@@ -35,6 +35,7 @@ use crate::vmx::setup::VmxPages;
 use emulate::Emulator;
 use fpu::LiveFpu;
 use state::VcpuState;
+use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 use vmx_model::registry::CpuId;
@@ -178,7 +179,8 @@ impl VcpuCore {
     pub(crate) fn create(vm: &Vm, id: u32) -> Result<Self> {
         let host = vm.host();
         let shadow = host.shadow_bitmaps()?;
-        let (backing, fd) = Backing::new(c"kvm-vcpu", VCPU_MMAP_SIZE)?;
+        let name = CString::new(format!("kvm-vcpu:{id}")).map_err(|_| Errno::EINVAL)?;
+        let (backing, fd) = Backing::new(&name, VCPU_MMAP_SIZE)?;
         let core = Self {
             id,
             pages: VmxPages::new(host)?,

@@ -65,6 +65,12 @@ fn entry(probe: &mut Probe<'_>) {
     m.set_registers(probe, &[]);
     run(probe, &m, "signal", "EINTR", 60);
     m.case(probe, "signal_state", "run.exit_reason=0xa rip=0x1000");
+    let everything_open = Words::sized(12).u32(0, 8);
+    let _ = probe.send(m.vcpu, KVM_SET_SIGNAL_MASK, everything_open);
+    let (got, is_pending) = probe.run_with_pending(m.vcpu, 500);
+    probe.expect("sigmask_unblocks", "EINTR", got);
+    probe.check("sigmask_still_pending", "true", &is_pending.to_string());
+    let _ = probe.value(m.vcpu, KVM_SET_SIGNAL_MASK, 0);
     m.set_run(probe, IMMEDIATE_EXIT, &[1]);
     m.set_run(probe, EXIT_REASON, &[0x55]);
     run(probe, &m, "immediate", "EINTR", 1000);

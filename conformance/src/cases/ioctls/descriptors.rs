@@ -50,6 +50,8 @@ pub(super) fn script(probe: &mut Probe<'_>) {
         let got = probe.descriptor(handle, call);
         probe.expect(case, want, got);
     }
+    let link = probe.link(vcpu);
+    probe.check("vcpu_link", "anon_inode:kvm-vcpu:0", &link);
     let (_, got) = probe.map(vm, (4096, 0), Mapping::ReadOnly);
     probe.expect("vm_mmap", "ENODEV", got);
     mappings(probe, &machine);

@@ -1,6 +1,6 @@
 //! How long descriptors, mappings and VMs live, and to whom they belong.
 
-use crate::backend::{DescriptorCall, Handle};
+use crate::backend::{Argument, Bytes, Call, DescriptorCall, Handle, Mapping, Place};
 use crate::guest::Machine;
 use crate::probe::Probe;
 use crate::requests::*;
@@ -16,6 +16,7 @@ pub(super) fn script(probe: &mut Probe<'_>) {
     let machine = Machine::new(probe, crate::guest::Mode::Real);
     machine.load(probe, |_| Ok(()));
     forked(probe, &machine);
+    elsewhere(probe, &machine);
     probe.close(machine.vm.vm);
     get_regs(probe, machine.vcpu, "vmclosed_getregs", "0");
     machine.case(probe, "vmclosed_run", "HLT rip=0x1001");
@@ -62,4 +63,19 @@ fn forked(probe: &mut Probe<'_>, machine: &Machine) {
     for ((case, want, _, _), got) in rows.into_iter().zip(outcomes) {
         probe.expect(case, want, got);
     }
+}
+
+/// A child that shares the memory is the same to KVM; a receiver of the descriptor is not; mapping
+/// a vCPU is nobody's privilege.
+fn elsewhere(probe: &mut Probe<'_>, machine: &Machine) {
+    let vcpu = machine.vcpu;
+    let regs = Argument::Bytes(Bytes(vec![0; size_of::<kvm_regs>()]));
+    let get_regs = Call::Ioctl(vcpu, KVM_GET_REGS, regs);
+    let got = probe.elsewhere(Place::Vforked, get_regs.clone());
+    probe.expect("vfork_get_regs", "0", got);
+    let got = probe.elsewhere(Place::Receiver(vcpu), get_regs);
+    probe.expect("scm_rights", "EIO", got);
+    let map = probe.mapping_of(vcpu, (4096, 0), Mapping::Shared);
+    let got = probe.elsewhere(Place::Forked, map);
+    probe.expect("fork_mmap_vcpu", "0", got);
 }

@@ -72,6 +72,8 @@ const ROWS: &[Row] = &[
     ("gpa_top", "EINVAL", 8, 0, 0xffff_ffff_ffff_e000, PAGE, Map(0)),
     ("gpa_above52", "EINVAL", 8, 0, 1 << 52, PAGE, Map(0)),
     ("size_2p43", "EINVAL", 9, 0, 0x10_0000_0000, 1 << 43, Number(0)),
+    ("size_max", "0", 9, 0, 0x100_0000_0000, 1 << 36, Number(0)),
+    ("size_max_delete", "0", 9, 0, 0, 0, Number(0)),
     ("size_zero_new", "EINVAL", 9, 0, 0x80_0000, 0, Number(0)),
 ];
 

@@ -60,6 +60,9 @@ fn create_vm(probe: &mut Probe<'_>, system: Handle) {
     probe.expect("create_vm_cloexec", "1", cloexec);
     let mode = probe.descriptor(vm, DescriptorCall::AccessMode);
     probe.expect("create_vm_accmode", "2", mode);
+    let read_only = probe.open_read_only();
+    let made = probe.create(read_only, KVM_CREATE_VM, 0);
+    probe.expect_fd("create_vm_rdonly", "fd", made);
     for (case, kind) in BAD_TYPES {
         let made = probe.create(system, KVM_CREATE_VM, *kind);
         probe.expect_fd(case, "EINVAL", made);
