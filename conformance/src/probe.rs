@@ -160,6 +160,25 @@ impl<'a> Probe<'a> {
         self.perform(&Call::Ioctl(of, request, argument)).outcome
     }
 
+    /// An ioctl that reads bytes some words of which are the numbers of descriptors.
+    pub fn send_descriptors(
+        &mut self,
+        of: Handle,
+        request: u32,
+        bytes: impl Into<Vec<u8>>,
+        words: &[(u32, Handle)],
+    ) -> Outcome {
+        let argument = Argument::Descriptors(Bytes(bytes.into()), words.to_vec());
+        self.perform(&Call::Ioctl(of, request, argument)).outcome
+    }
+
+    /// A new eventfd.
+    pub fn event(&mut self) -> Handle {
+        let made = self.next_handle();
+        let _ = self.perform(&Call::Event(made));
+        made
+    }
+
     /// An ioctl that reads a struct.
     pub fn set<T: IntoBytes + Immutable>(
         &mut self,

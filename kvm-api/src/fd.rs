@@ -35,6 +35,31 @@ pub(crate) fn identity(fd: RawFd) -> Option<FileId> {
     })
 }
 
+/// Returns another descriptor, close-on-exec, of the same open file.
+///
+/// # Errors
+/// EBADF, EMFILE.
+pub(crate) fn duplicate(fd: RawFd) -> Result<OwnedFd> {
+    // SAFETY: any `fd` may be asked for.
+    let new = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if new < 0 {
+        return Err(Errno::last());
+    }
+    // SAFETY: a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
+}
+
+/// Whether a write to `fd` would not wait.
+pub(crate) fn is_writable(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one `pollfd`, and no time to wait.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 && poll.revents & libc::POLLOUT != 0 }
+}
+
 /// Closes a descriptor.
 pub(crate) fn close(fd: RawFd) -> Result<()> {
     // SAFETY: closing is what the caller of the ABI asks for; a bad `fd` is EBADF.

@@ -8,6 +8,7 @@
 
 pub mod abi;
 pub mod caps;
+mod clock;
 mod cpuid;
 mod dispatch;
 mod enable_cap;
@@ -16,6 +17,7 @@ mod fd;
 mod guest_memory;
 mod host;
 mod host_fault;
+mod io_bus;
 mod memory;
 mod memslots;
 mod mm;

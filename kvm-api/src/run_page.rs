@@ -29,6 +29,8 @@ pub(crate) mod offset {
     pub(crate) const SYNC_EVENTS: usize = 760;
     /// The page of port I/O data.
     pub(crate) const PIO_DATA: usize = 4096;
+    /// The page of the coalesced ring: first, last, entries.
+    pub(crate) const COALESCED_RING: usize = 8192;
 }
 
 /// A vCPU's pages.

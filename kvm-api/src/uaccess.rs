@@ -26,7 +26,10 @@ macro_rules! plain {
 plain!(u8, u16, u32, u64, i32, i64, [u32; 2]);
 plain!(
     crate::uapi::ClearDirtyLog,
+    crate::uapi::CoalescedZone,
     crate::uapi::DirtyLog,
+    kvm_bindings::kvm_clock_data,
+    kvm_bindings::kvm_ioeventfd,
     kvm_bindings::kvm_cpuid_entry,
     kvm_bindings::kvm_cpuid_entry2,
     kvm_bindings::kvm_create_device,

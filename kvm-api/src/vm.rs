@@ -1,12 +1,14 @@
 //! A VM: its ioctls, memory slots and configuration (api.rst, "VM ioctls").
 
 use crate::caps;
-use crate::dispatch::{Row, done, get};
+use crate::clock::VmClock;
+use crate::dispatch::{Row, done, get, put};
 use crate::enable_cap;
 use crate::errno::{Errno, Result};
 use crate::fd::{Backing, FileId};
 use crate::guest_memory::GuestMemory;
 use crate::host::{Host, TSC_KHZ, lock};
+use crate::io_bus::IoBus;
 use crate::memslots::{Harvest, Memslots, NewBitmap, check_slot_number};
 use crate::msr_filter::MsrFilter;
 use crate::registry::{self, Object};
@@ -48,6 +50,19 @@ pub(crate) const IOCTLS: &[Row<Arc<Vm>>] = &[
     }),
     Row::new(KVM_SET_TSC_KHZ, |vm, arg| done(vm.set_tsc_khz(arg as u32))),
     Row::new(KVM_GET_TSC_KHZ, |vm, _| Ok(i64::from(vm.get_tsc_khz()))),
+    Row::new(KVM_GET_CLOCK, |vm, arg| put(arg, &vm.get_clock())),
+    Row::new(KVM_SET_CLOCK, |vm, arg| {
+        done(get(arg).and_then(|data| vm.set_clock(&data)))
+    }),
+    Row::new(KVM_IOEVENTFD, |vm, arg| {
+        done(get(arg).and_then(|args| vm.ioeventfd(&args)))
+    }),
+    Row::new(KVM_REGISTER_COALESCED_MMIO, |vm, arg| {
+        done(get(arg).and_then(|zone| vm.register_coalesced_mmio(&zone)))
+    }),
+    Row::new(KVM_UNREGISTER_COALESCED_MMIO, |vm, arg| {
+        done(get(arg).and_then(|zone| vm.unregister_coalesced_mmio(&zone)))
+    }),
     Row::new(KVM_CREATE_DEVICE, |_, arg| {
         get::<kvm_create_device>(arg).and(Err(Errno::ENODEV))
     }),
@@ -65,6 +80,8 @@ pub struct Vm {
     memory: Arc<GuestMemory>,
     msr_filter: Mutex<Arc<MsrFilter>>,
     config: Mutex<VmConfig>,
+    clock: VmClock,
+    io_bus: IoBus,
 }
 
 impl Drop for Vm {
@@ -116,6 +133,8 @@ impl Vm {
                 tsc_khz: TSC_KHZ,
                 ..VmConfig::default()
             }),
+            clock: VmClock::default(),
+            io_bus: IoBus::default(),
         })
     }
 
@@ -174,6 +193,7 @@ impl Vm {
         match fd {
             Ok(fd) => {
                 let core = Arc::new(core);
+                self.io_bus.set_ring(core.run_page());
                 vcpus.insert(id, core.clone());
                 Ok((core, fd))
             }
@@ -192,6 +212,16 @@ impl Vm {
     /// Returns the configuration, locked.
     pub(crate) fn config(&self) -> MutexGuard<'_, VmConfig> {
         lock(&self.config)
+    }
+
+    /// Returns the clock.
+    pub(crate) const fn clock(&self) -> &VmClock {
+        &self.clock
+    }
+
+    /// Returns the buses.
+    pub(crate) const fn io_bus(&self) -> &IoBus {
+        &self.io_bus
     }
 
     /// Returns the slots as they are now.

@@ -11,9 +11,13 @@ impl Backend for DryBackend {
     fn perform(&mut self, call: &Call) -> Reply {
         let bytes = match call {
             Call::Read(_, _, length) => vec![0; *length as usize],
-            Call::Ioctl(_, _, Argument::Bytes(bytes) | Argument::Pointers(bytes, _)) => {
-                bytes.0.clone()
-            }
+            Call::Ioctl(
+                _,
+                _,
+                Argument::Bytes(bytes)
+                | Argument::Pointers(bytes, _)
+                | Argument::Descriptors(bytes, _),
+            ) => bytes.0.clone(),
             Call::Run(vcpus, _) => vec![0; vcpus.len() * 8],
             Call::RunWhile(..) => vec![0; 8],
             Call::Forked(calls) => vec![0; calls.len() * 8],

@@ -188,6 +188,9 @@ impl<K: Kernel> SystemBackend<K> {
             }
             Argument::Bytes(bytes) => (bytes, &[][..]),
             Argument::Pointers(bytes, pointers) => (bytes, &pointers[..]),
+            Argument::Descriptors(bytes, words) => {
+                return self.ioctl_on_descriptors(handle, request, bytes, words);
+            }
         };
         let mut buffer = bytes.0.clone();
         buffer.resize(buffer.len().max(LARGEST_STRUCT), 0);
@@ -220,6 +223,24 @@ impl<K: Kernel> SystemBackend<K> {
             outcome,
             bytes: Bytes(changed),
         }
+    }
+
+    /// An ioctl that only reads its struct, of which some words name descriptors.
+    fn ioctl_on_descriptors(
+        &self,
+        handle: Handle,
+        request: u32,
+        bytes: &Bytes,
+        words: &[(u32, Handle)],
+    ) -> Reply {
+        let mut buffer = bytes.0.clone();
+        buffer.resize(buffer.len().max(LARGEST_STRUCT), 0);
+        for (at, named) in words {
+            let at = *at as usize;
+            buffer[at..at + 4].copy_from_slice(&self.fd(*named).to_le_bytes());
+        }
+        let address = buffer.as_mut_ptr() as usize as u64;
+        Reply::bare(self.kernel.ioctl(self.fd(handle), request, address))
     }
 
     fn map(&mut self, memory: Memory, handle: Handle, span: (u64, u64), how: Mapping) -> Outcome {
@@ -393,6 +414,12 @@ impl<K: Kernel> SystemBackend<K> {
             Call::OpenReadOnly(handle) => {
                 let fd = self.kernel.open(libc::O_RDONLY);
                 self.keep(*handle, fd.map(i64::from))
+            }
+            Call::Event(handle) => {
+                let flags = libc::EFD_NONBLOCK | libc::EFD_CLOEXEC;
+                // SAFETY: a new descriptor.
+                let fd = checked(unsafe { libc::eventfd(0, flags) }.into());
+                self.keep(*handle, fd)
             }
             Call::Duplicate(from, into) => {
                 // SAFETY: a new descriptor for an old one.

@@ -85,6 +85,9 @@ pub enum Argument {
     /// The same, where some words of the struct are themselves addresses.
     #[serde(rename = "p")]
     Pointers(Bytes, Vec<Pointer>),
+    /// The same, where 32-bit words at these offsets are the numbers of descriptors.
+    #[serde(rename = "d")]
+    Descriptors(Bytes, Vec<(u32, Handle)>),
 }
 
 /// A word of a struct that is to hold the address of a place in a mapping.
@@ -155,6 +158,8 @@ pub enum Call {
     Ioctl(Handle, u32, Argument),
     /// An ioctl whose result is a descriptor, which becomes the last handle.
     Create(Handle, u32, Argument, Handle),
+    /// A new eventfd, which does not block.
+    Event(Handle),
     /// `dup` of the first handle.
     Duplicate(Handle, Handle),
     /// `close`.

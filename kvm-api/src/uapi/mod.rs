@@ -4,7 +4,7 @@
 mod plain;
 mod requests;
 
-pub use plain::{ClearDirtyLog, DirtyLog};
+pub use plain::{ClearDirtyLog, CoalescedZone, DirtyLog};
 pub use requests::*;
 
 /// Version of the API (api.rst, "KVM_GET_API_VERSION").

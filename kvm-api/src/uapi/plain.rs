@@ -26,7 +26,20 @@ pub struct ClearDirtyLog {
     pub dirty_bitmap: u64,
 }
 
+/// `struct kvm_coalesced_mmio_zone`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CoalescedZone {
+    /// First address.
+    pub addr: u64,
+    /// Bytes.
+    pub size: u32,
+    /// 1 for ports, 0 for memory.
+    pub pio: u32,
+}
+
 const _: () = {
+    assert!(size_of::<CoalescedZone>() == size_of::<kvm_bindings::kvm_coalesced_mmio_zone>());
     assert!(size_of::<DirtyLog>() == size_of::<kvm_bindings::kvm_dirty_log>());
     assert!(size_of::<ClearDirtyLog>() == size_of::<kvm_bindings::kvm_clear_dirty_log>());
 };

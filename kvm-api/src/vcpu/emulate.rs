@@ -274,11 +274,16 @@ impl Loaded<'_> {
 
     /// Shows user space the next write of the instruction; there may be none.
     pub(crate) fn complete_write(&mut self) -> Result<Next> {
-        if self.state.emulation.writes.is_empty() {
-            self.state.emulation = Emulation::default();
-            return Ok(Next::Resume);
-        }
-        let access = self.state.emulation.writes.remove(0);
+        let access = loop {
+            if self.state.emulation.writes.is_empty() {
+                self.state.emulation = Emulation::default();
+                return Ok(Next::Resume);
+            }
+            let access = self.state.emulation.writes.remove(0);
+            if !self.vm.io_bus().takes(&access) {
+                break access;
+            }
+        };
         self.state.completion = Completion::EmulatedWrite;
         Ok(match access.space {
             IoSpace::Port => {

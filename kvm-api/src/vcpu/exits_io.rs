@@ -35,19 +35,20 @@ impl Loaded<'_> {
         let port = (qualification >> 16) as u16;
         let is_in = qualification & 8 != 0;
         let linear_rip = self.linear_rip();
-        if is_in {
-            self.state.completion = Completion::PortIn { linear_rip, size };
-        } else {
-            let data = self.state.regs[RAX] & (u64::MAX >> (64 - 8 * u32::from(size)));
-            self.run.write(offset::PIO_DATA, data as u32);
-            self.leave_port_out(port, linear_rip);
-        }
         let access = IoAccess {
             space: IoSpace::Port,
             address: u64::from(port),
             size,
-            data: 0,
+            data: self.state.regs[RAX] & (u64::MAX >> (64 - 8 * u32::from(size))),
         };
+        if is_in {
+            self.state.completion = Completion::PortIn { linear_rip, size };
+        } else if self.vm.io_bus().takes(&access) {
+            return Ok(self.skip_instruction());
+        } else {
+            self.run.write(offset::PIO_DATA, access.data as u32);
+            self.leave_port_out(port, linear_rip);
+        }
         Ok(self.port_exit(&access, is_in, 1))
     }
 

@@ -20,6 +20,7 @@ pub(crate) mod state;
 mod translate;
 mod tsc;
 
+pub(crate) use completion::{IoAccess, IoSpace};
 pub(crate) use ioctls::{IOCTLS, read_msr_entries};
 pub(crate) use msr::{feature_index_list, index_list, system_value};
 pub(crate) use tsc::MAX_GUEST_TSC_KHZ;
@@ -231,6 +232,11 @@ impl VcpuCore {
         let cpu = vm.host().this_cpu()?;
         let mut loaded = self.load(vm, &cpu, &mut inner);
         body(&mut loaded)
+    }
+
+    /// Returns the pages that the vCPU shares with user space.
+    pub(crate) const fn run_page(&self) -> &RunPage {
+        &self.run
     }
 
     /// `vmx_vcpu_load_vmcs()`: takes the VMCS from the processor it was last active on, and makes

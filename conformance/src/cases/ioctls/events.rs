@@ -237,4 +237,38 @@ fn without_devices(probe: &mut Probe<'_>, machine: &Machine) {
     }
     let got = probe.value(machine.vcpu, KVM_KVMCLOCK_CTRL, 0);
     probe.expect("kvmclock_ctrl", "EINVAL", got);
+    clock(probe, machine);
+}
+
+/// The clock of the VM: clock, flags.
+fn clock(probe: &mut Probe<'_>, machine: &Machine) {
+    let vm = machine.vm.vm;
+    let mut data = Words::sized(48);
+    let got = probe.bytes(vm, KVM_GET_CLOCK, data.bytes_mut());
+    let flags = data.get(8, 4);
+    let text = crate::backend::outcome_text(got);
+    probe.check(
+        "getclock",
+        "0 flags=0x0",
+        &format!("{text} flags={flags:#x}"),
+    );
+    for (case, want, clock, flags) in [
+        ("setclock", "0", 123_456, 0),
+        ("setclock_f1", "EINVAL", 0, 1),
+        ("setclock_f16", "EINVAL", 0, 16),
+    ] {
+        let data = Words::sized(48).u64(0, clock).u32(8, flags);
+        let got = probe.send(vm, KVM_SET_CLOCK, data);
+        probe.expect(case, want, got);
+    }
+    let _ = probe.bytes(vm, KVM_GET_CLOCK, data.bytes_mut());
+    let goes_on = (123_456..60_000_000_000).contains(&data.get(0, 8));
+    probe.check("setclock_goes_on", "true", &goes_on.to_string());
+    for (case, request) in [
+        ("getclock_null", KVM_GET_CLOCK),
+        ("setclock_null", KVM_SET_CLOCK),
+    ] {
+        let got = probe.value(vm, request, 0);
+        probe.expect(case, "EFAULT", got);
+    }
 }

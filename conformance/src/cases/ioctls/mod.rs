@@ -1,6 +1,7 @@
 //! Scripts of the ioctl layer: one for each subject. The results of a script are in order and may
 //! build on earlier ones.
 
+mod bus;
 mod capabilities;
 mod descriptors;
 mod dirty;
@@ -28,6 +29,7 @@ pub(super) const GROUPS: &[(&str, Script)] = &[
     ("msr", msrs::script),
     ("enable_cap", capabilities::script),
     ("lifetime", lifetime::script),
+    ("bus", bus::script),
 ];
 
 /// What the state ioctls of a vCPU accept.
