@@ -59,12 +59,14 @@ pub(crate) struct CodeMode {
 
 impl CodeMode {
     pub(crate) fn rip_mask(&self) -> u64 {
-        match self.bits {
-            64 => u64::MAX,
-            32 => 0xffff_ffff,
-            _ => 0xffff,
-        }
+        rip_mask(self.bits)
     }
+}
+
+/// Returns the bits of RIP that count in code of 16, 32 or 64 bits. In 16-bit code EIP has 32: only
+/// branches with 16-bit operands clear its upper half, and going on beyond FFFFH meets the limit.
+pub(crate) const fn rip_mask(bits: u32) -> u64 {
+    if bits == 64 { u64::MAX } else { 0xffff_ffff }
 }
 
 /// Where a block begins and what it was decoded for.

@@ -187,6 +187,13 @@ impl Cpu {
         ((address << (64 - bits)) as i64 >> (64 - bits)) as u64 == address
     }
 
+    /// Whether `address` is canonical in the widest paging mode that the processor has: what MSRs,
+    /// bases of segments and tables, and invalidations take, whatever the paging mode is now.
+    #[must_use]
+    pub fn is_canonical_base(&self, address: u64) -> bool {
+        self.cpuid.facts().is_canonical(address)
+    }
+
     /// Reads a register-file slot.
     #[inline(always)]
     pub(crate) fn register<W: Width>(&self, offset: RegisterOffset) -> W {
@@ -302,11 +309,7 @@ impl Cpu {
 
     /// Returns the bits of RIP that count in the current mode.
     pub(crate) fn rip_mask(&self) -> u64 {
-        match self.code_bits() {
-            64 => u64::MAX,
-            32 => 0xffff_ffff,
-            _ => 0xffff,
-        }
+        crate::block::rip_mask(self.code_bits())
     }
 
     /// Returns the default operand and address size of the code: 16, 32 or 64.

@@ -127,6 +127,7 @@ impl Cpu {
                 Err(other) => return Err(other),
                 Ok(()) => {
                     self.delivering = None;
+                    self.note_monitor_trap();
                     return Ok(());
                 }
             }
@@ -144,6 +145,7 @@ impl Cpu {
             Err(other) => Err(other),
             Ok(()) => {
                 self.delivering = None;
+                self.note_monitor_trap();
                 Ok(())
             }
         }

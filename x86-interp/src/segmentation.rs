@@ -283,7 +283,7 @@ impl Cpu {
         if !descriptor.access().is_present() {
             return Err(absent(selector.error_code()).into());
         }
-        if !self.is_canonical_base(descriptor) {
+        if !self.has_canonical_base(descriptor) {
             return Err(fault(selector.error_code()).into());
         }
         Ok(descriptor.segment(selector))
@@ -302,7 +302,7 @@ impl Cpu {
         if !descriptor.access().is_present() {
             return Err(Exception::np(code).into());
         }
-        if !self.is_canonical_base(descriptor) {
+        if !self.has_canonical_base(descriptor) {
             return Err(Exception::gp(code).into());
         }
         self.set_busy(selector)?;
@@ -310,7 +310,7 @@ impl Cpu {
         Ok(Descriptor { low, ..descriptor }.segment(selector))
     }
 
-    fn is_canonical_base(&self, descriptor: Descriptor) -> bool {
-        !self.mode().is_ia32e() || self.is_canonical(descriptor.base())
+    fn has_canonical_base(&self, descriptor: Descriptor) -> bool {
+        !self.mode().is_ia32e() || self.is_canonical_base(descriptor.base())
     }
 }

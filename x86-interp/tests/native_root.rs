@@ -318,3 +318,22 @@ fn mode_changes_in_an_unrestricted_guest_survive_exits() {
     assert_eq!(host.enter(), ExitReason::VMCALL);
     assert_eq!(host.cpu.general_registers()[0] & 1, 1);
 }
+
+#[test]
+fn mtf_exits_before_the_handler_of_a_fault() {
+    const HANDLER: u64 = CODE + 0x200;
+    const TABLE: u64 = CODE + 0x400;
+    let mut host = Host::new(
+        |vmcs| {
+            with_proc(ProcControls::MONITOR_TRAP_FLAG)(vmcs);
+            vmcs.set(Field::GUEST_IDTR_BASE, TABLE);
+            vmcs.set(Field::GUEST_IDTR_LIMIT, 0x3ff);
+        },
+        |a| a.ud2(),
+    );
+    // Vector 6 of the interrupt vector table.
+    let entry = (HANDLER as u32).to_le_bytes();
+    host.phys.write_bytes(Hpa(CODE_HPA + 0x400 + 24), &entry);
+    assert_eq!(host.enter(), ExitReason::MONITOR_TRAP_FLAG);
+    assert_eq!(host.read(Field::GUEST_RIP), HANDLER);
+}

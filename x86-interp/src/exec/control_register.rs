@@ -126,7 +126,7 @@ fn invpcid(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let is_pcid_valid = pcid == 0 || cpu.state.cr4.contains(Cr4::PCIDE);
     let is_valid = pcid < 1 << 12
         && match kind {
-            0 => is_pcid_valid && cpu.is_canonical(linear),
+            0 => is_pcid_valid && cpu.is_canonical_base(linear),
             1 => is_pcid_valid,
             2 | 3 => true,
             _ => false,

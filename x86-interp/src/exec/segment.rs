@@ -246,7 +246,7 @@ fn load_table_register(cpu: &mut Cpu, insn: &Insn) -> Exec<DescriptorTable> {
     let behind = at.wrapping_add(2) & crate::mem::access::address_mask(insn.address_bytes);
     let base = if cpu.mode() == Mode::Long {
         let base = cpu.load::<u64>(segment, behind)?;
-        if !cpu.is_canonical(base) {
+        if !cpu.is_canonical_base(base) {
             return Err(Exception::gp(0).into());
         }
         base
@@ -421,7 +421,7 @@ fn write_base(cpu: &mut Cpu, insn: &Insn, register: SegmentRegister) -> Exec {
         4 => u64::from(cpu.read::<u32>(insn, 0)?),
         _ => cpu.read::<u64>(insn, 0)?,
     };
-    if !cpu.is_canonical(base) {
+    if !cpu.is_canonical_base(base) {
         return Err(Exception::gp(0).into());
     }
     let segment = vmx_model::arch::Segment {

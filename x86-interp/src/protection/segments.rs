@@ -152,7 +152,7 @@ fn ltr_of_ia32e_mode_takes_a_64_bit_base() {
 
 #[test]
 fn ltr_of_ia32e_mode_refuses_a_type_in_the_upper_half_and_a_base_that_is_not_canonical() {
-    for upper in [0x0000_0100_0000_0000_u64, 0x0000_0000_0001_0000] {
+    for upper in [0x0000_0100_0000_0000_u64, 0x0000_0000_0100_0000] {
         let mut world = World::long(0, LTR);
         world.write(GDT + 0x148, &upper.to_le_bytes());
         world.cpu.gpr[0] = sel::TSS64_FREE.into();
@@ -352,8 +352,12 @@ fn lgdt_is_privileged_and_refuses_a_base_that_is_not_canonical() {
     assert_eq!(world.execute(), gp(0));
     let mut world = World::long(0, LGDT);
     world.cpu.gpr[0] = 0x6000;
-    world.write(0x6002, &0x8000_0000_0000_u64.to_le_bytes());
+    // 57 bits are taken also where CR4.LA57 is clear.
+    world.write(0x6002, &0x0100_0000_0000_0000_u64.to_le_bytes());
     assert_eq!(world.execute(), gp(0));
+    world.write(0x6002, &0xff45_4545_4500_0000_u64.to_le_bytes());
+    world.execute().expect("a base of 57 bits");
+    world.cpu.state.rip -= 3;
     world.write(0x6002, &0xffff_8000_0000_0000_u64.to_le_bytes());
     world.execute().expect("a canonical base");
 }
@@ -384,7 +388,7 @@ fn bases_are_read_and_written_by_their_own_instructions() {
     let mut world = World::long(3, &code);
     assert_eq!(world.execute(), Err(Exception::UD));
     world.cpu.state.cr4 |= Cr4::FSGSBASE;
-    world.cpu.gpr[0] = 0x8000_0000_0000;
+    world.cpu.gpr[0] = 0x0100_0000_0000_0000;
     assert_eq!(world.execute(), gp(0));
     world.cpu.gpr[0] = 0xffff_8000_0000_1234;
     world.execute().expect("WRGSBASE");

@@ -285,3 +285,45 @@ fn repeated_moves_and_fills_go_upward_element_by_element() {
         }
     }
 }
+
+#[test]
+fn sixteen_bit_code_goes_on_beyond_64_kib_as_far_as_the_limit_allows() {
+    // NOP at FFFEH and FFFFH, then INC AX at 10000H; HLT.
+    let code = [0x90, 0x90, 0x40, 0xf4];
+    for (limit, count, rip) in [(u32::MAX, 1_u64, 0x1_0002_u64), (0xffff, 0, 0x2001)] {
+        let mut cpu = processor(Bits::Real16, 32, &[]);
+        cpu.phys.write_bytes(Hpa(0xfffe), &code);
+        // #GP: HLT at 2000H.
+        cpu.phys.write_bytes(Hpa(13 * 4), &[0x00, 0x20, 0, 0]);
+        cpu.phys.write_bytes(Hpa(0x2000), &[0xf4]);
+        let mut state = cpu.arch_state();
+        state.rip = 0xfffe;
+        state.segment_mut(SegmentRegister::Cs).limit = limit;
+        state.segment_mut(SegmentRegister::Ss).limit = u32::MAX;
+        state.rsp = 0x8000;
+        cpu.set_arch_state(&state);
+        assert_eq!(cpu.run(100), Stop::Halt, "{limit:#x}");
+        assert_eq!(cpu.general_registers()[0] & 0xffff, count, "{limit:#x}");
+        assert_eq!(cpu.arch_state().rip, rip, "{limit:#x}");
+    }
+}
+
+#[test]
+fn a_branch_with_a_16_bit_operand_clears_the_upper_half_of_eip() {
+    // JMP +4 at 1FFFCH: with a 16-bit operand to 0002H, with a 32-bit operand to 20004H.
+    for (code, rip) in [
+        (&[0xe9, 0x03, 0x00][..], 0x0003_u64),
+        (&[0x66, 0xe9, 0x02, 0x00, 0x00, 0x00], 0x2_0005),
+    ] {
+        let mut cpu = processor(Bits::Real16, 64, &[]);
+        cpu.phys.write_bytes(Hpa(0x1_fffc), code);
+        cpu.phys.write_bytes(Hpa(0x0002), &[0xf4]);
+        cpu.phys.write_bytes(Hpa(0x2_0004), &[0xf4]);
+        let mut state = cpu.arch_state();
+        state.rip = 0x1_fffc;
+        state.segment_mut(SegmentRegister::Cs).limit = u32::MAX;
+        cpu.set_arch_state(&state);
+        assert_eq!(cpu.run(100), Stop::Halt, "{code:x?}");
+        assert_eq!(cpu.arch_state().rip, rip, "{code:x?}");
+    }
+}
