@@ -3,7 +3,9 @@
 //! Each object has a memfd behind it: `dup`, `close`, close-on-exec, `SCM_RIGHTS` and, for a
 //! vCPU, `mmap` are then the kernel's own. An object is known by the memfd's device and inode;
 //! [`Backing`] holds a mapping, so that the inode lives, and is not given anew, as long as the
-//! object does. What a memfd does otherwise than an anonymous inode (its name, `read`, `lseek`,
+//! object does. The file position, which these descriptors have no other use for, repeats the inode
+//! behind a mark: asking for it is the cheapest system call that tells whose descriptor it is,
+//! however it came here. What a memfd does otherwise than an anonymous inode (its name, `read`, `lseek`,
 //! `mmap` of a VM) is a known difference.
 #![expect(unsafe_code, reason = "the fd and mmap edge")]
 
@@ -11,6 +13,7 @@ use crate::errno::{Errno, Result};
 use crate::uapi::PAGE_SIZE;
 use core::ffi::CStr;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// Device and inode of a file.
@@ -18,6 +21,36 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 pub(crate) struct FileId {
     pub(crate) device: u64,
     pub(crate) inode: u64,
+}
+
+/// What the file position of our descriptors is above: "KVM", and room for the inode. No file is
+/// that long.
+const MARK: u64 = 0x004b_564d << 40;
+/// Inodes that there is room for.
+const INODES: u64 = 1 << 40;
+
+/// The device of memory files, once there is one: they all have the same.
+static MEMORY_DEVICE: AtomicU64 = AtomicU64::new(0);
+
+/// Returns the identity that the file position of `fd` tells; nothing if it is not marked.
+pub(crate) fn marked_identity(fd: RawFd) -> Option<FileId> {
+    // SAFETY: asks for the position only; any `fd` may be asked.
+    let position = unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) };
+    let inode = u64::try_from(position).ok()?.checked_sub(MARK)?;
+    (inode < INODES).then(|| FileId {
+        device: MEMORY_DEVICE.load(Ordering::Relaxed),
+        inode,
+    })
+}
+
+/// Marks a descriptor of ours with its identity. Without a mark, which the caller's `lseek` takes
+/// away, it is known by [`identity`].
+pub(crate) fn mark(fd: RawFd, id: FileId) {
+    MEMORY_DEVICE.store(id.device, Ordering::Relaxed);
+    if let (0..INODES, Ok(position)) = (id.inode, libc::off_t::try_from(MARK | id.inode)) {
+        // SAFETY: a descriptor of ours. A failure leaves it without a mark.
+        unsafe { libc::lseek(fd, position, libc::SEEK_SET) };
+    }
 }
 
 /// Returns the identity of the file that `fd` names, if it is open.
@@ -103,8 +136,9 @@ impl Backing {
         set_size(&fd, bytes)?;
         let len = usize::try_from(bytes.max(PAGE_SIZE)).expect("at most a few pages");
         let map = map_shared(&fd, len)?;
-        let id = identity(raw).ok_or(Errno::EBADF);
-        let backing = Self { id: id?, map, len };
+        let id = identity(raw).ok_or(Errno::EBADF)?;
+        mark(raw, id);
+        let backing = Self { id, map, len };
         Ok((backing, fd))
     }
 
@@ -173,6 +207,19 @@ mod tests {
         assert_eq!(identity(dup.as_raw_fd()), Some(a.id()));
         assert_ne!(a.id(), b.id());
         assert_eq!(identity(-1), None);
+    }
+
+    #[test]
+    fn a_descriptor_is_known_by_its_mark_until_it_is_moved() {
+        let (a, fd) = Backing::new(c"a", PAGE_SIZE).expect("a descriptor");
+        let dup = fd.try_clone().expect("a descriptor");
+        assert_eq!(marked_identity(dup.as_raw_fd()), Some(a.id()));
+        // SAFETY: a descriptor of this test's.
+        unsafe { libc::lseek(dup.as_raw_fd(), 5, libc::SEEK_SET) };
+        assert_eq!(marked_identity(fd.as_raw_fd()), None);
+        mark(fd.as_raw_fd(), a.id());
+        assert_eq!(marked_identity(dup.as_raw_fd()), Some(a.id()));
+        assert_eq!(marked_identity(-1), None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::vcpu::Vcpu;
 use crate::vm::Vm;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
 /// What a descriptor names.
 #[derive(Clone, Debug)]
@@ -35,10 +35,15 @@ pub(crate) struct Entry {
 
 type Registry = BTreeMap<FileId, Entry>;
 
-static REGISTRY: Mutex<Registry> = Mutex::new(BTreeMap::new());
+static REGISTRY: RwLock<Registry> = RwLock::new(BTreeMap::new());
 
-fn registry() -> MutexGuard<'static, Registry> {
-    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+fn registry() -> RwLockWriteGuard<'static, Registry> {
+    REGISTRY.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn find(id: FileId) -> Option<Entry> {
+    let registry = REGISTRY.read().unwrap_or_else(PoisonError::into_inner);
+    registry.get(&id).cloned()
 }
 
 /// Enters an object made by the current address space.
@@ -55,8 +60,13 @@ pub(crate) fn insert(id: FileId, object: Object) {
 
 /// Returns the object that a descriptor names.
 pub(crate) fn lookup(descriptor: RawFd) -> Option<Entry> {
+    if let Some(entry) = fd::marked_identity(descriptor).and_then(find) {
+        return Some(entry);
+    }
     let id = fd::identity(descriptor)?;
-    registry().get(&id).cloned()
+    let entry = find(id)?;
+    fd::mark(descriptor, id);
+    Some(entry)
 }
 
 /// Lets go of every object that no descriptor and no mapping of this process names any more.
@@ -118,12 +128,12 @@ fn file_of_mapping(line: &str) -> Option<FileId> {
 /// Keeps the registry usable in a forked child: no other thread holds its lock at the fork.
 mod fork {
     #![expect(unsafe_code, reason = "pthread_atfork")]
-    use super::{MutexGuard, Registry, registry};
+    use super::{Registry, RwLockWriteGuard, registry};
     use std::cell::RefCell;
     use std::sync::Once;
 
     thread_local! {
-        static HELD: RefCell<Option<MutexGuard<'static, Registry>>> = const { RefCell::new(None) };
+        static HELD: RefCell<Option<RwLockWriteGuard<'static, Registry>>> = const { RefCell::new(None) };
     }
 
     extern "C" fn prepare() {
