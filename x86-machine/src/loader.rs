@@ -5,6 +5,8 @@
 
 mod elf;
 
+use core::ops::Range;
+
 use vmx_model::addr::Hpa;
 use vmx_model::arch::{AccessRights, ArchState, Cr0, Segment, SegmentRegister};
 use x86_interp::mem::phys::PhysMap;
@@ -51,13 +53,14 @@ impl core::error::Error for Error {}
 
 const MULTIBOOT_HEADER: u32 = 0x1bad_b002;
 const MULTIBOOT_LOADED: u64 = 0x2bad_b002;
-/// Where the boot information of a multiboot image is.
-const INFORMATION: u64 = 0x9000;
-const COMMAND_LINE: u64 = 0x9400;
+/// The boot information of a multiboot image and its module go to the first room in here that the
+/// image leaves; a module that does not fit goes to the end of memory.
+const LOW_ROOM: Range<u64> = 0x9000..0x9_0000;
+/// In the boot information: the entry for the module, and the command line.
+const MODULE_ENTRY: u64 = 0x80;
+const COMMAND_LINE: u64 = 0x400;
 const COMMAND_LINE_BYTES: usize = 0xc00;
-/// A module goes here if it fits below the EBDA, else to the end of memory.
-const MODULE: u64 = 0xa000;
-const MODULE_END: u64 = 0x9_0000;
+const INFORMATION_BYTES: u64 = COMMAND_LINE + COMMAND_LINE_BYTES as u64;
 /// Where a boot sector is loaded.
 const BOOT_SECTOR: u64 = 0x7c00;
 
@@ -101,18 +104,17 @@ pub(crate) fn load(image: &Image, memory: &Memory<'_>, reset: &ArchState) -> Res
         return Ok(enter_boot_sector(reset));
     }
     let flags = multiboot_flags(&image.bytes);
-    let entry = elf::load(&image.bytes, memory, flags.is_some())?;
+    let mut loaded = elf::load(&image.bytes, memory, flags.is_some())?;
     let mut registers = [0; 16];
     if let Some(flags) = flags {
         if flags & 0xfffc != 0 {
             return Err(Error::MultibootFlags(flags));
         }
-        write_information(image, memory)?;
         registers[0] = MULTIBOOT_LOADED;
-        registers[3] = INFORMATION;
+        registers[3] = write_information(image, memory, &mut loaded.used)?;
     }
     Ok(Entry {
-        state: protected_mode(reset, entry),
+        state: protected_mode(reset, loaded.entry),
         registers,
     })
 }
@@ -133,33 +135,54 @@ fn multiboot_flags(bytes: &[u8]) -> Option<u32> {
         .map(|w| w[1])
 }
 
-/// Writes the multiboot information: memory, command line, module.
-fn write_information(image: &Image, memory: &Memory<'_>) -> Result<(), Error> {
+/// Takes the first whole pages of `within` that nothing uses, if there are enough.
+fn take_room(used: &mut Vec<Range<u64>>, within: &Range<u64>, bytes: u64) -> Option<u64> {
+    let mut at = within.start;
+    let is_free = |at: u64| {
+        let end = at.checked_add(bytes).filter(|&end| end <= within.end)?;
+        Some(used.iter().all(|r| end <= r.start || r.end <= at))
+    };
+    while !is_free(at)? {
+        at += 0x1000;
+    }
+    used.push(at..at + bytes);
+    Some(at)
+}
+
+/// Writes the multiboot information: memory, command line, module; returns where it is.
+fn write_information(
+    image: &Image,
+    memory: &Memory<'_>,
+    used: &mut Vec<Range<u64>>,
+) -> Result<u64, Error> {
     let mut line = format!("image {}", image.command_line).into_bytes();
     line.push(0);
     if line.len() > COMMAND_LINE_BYTES {
         return Err(Error::TooLarge);
     }
-    memory.write(COMMAND_LINE, &line)?;
+    let base = take_room(used, &LOW_ROOM, INFORMATION_BYTES).ok_or(Error::TooLarge)?;
+    let line_at = base + COMMAND_LINE;
+    memory.write(line_at, &line)?;
     let mut words = [0_u32; 14];
     // Flags: memory, command line, modules.
     words[0] = 1 | 1 << 2 | 1 << 3;
     words[1] = 640;
     words[2] = (memory.bytes.saturating_sub(1 << 20) >> 10) as u32;
-    words[4] = COMMAND_LINE as u32;
+    words[4] = line_at as u32;
     if let Some(module) = &image.module {
         let length = module.len() as u64;
-        let at = match MODULE + length <= MODULE_END {
-            true => MODULE,
-            false => memory.bytes.checked_sub(length).ok_or(Error::TooLarge)? & !0xfff,
-        };
+        let top = memory.bytes.saturating_sub(length) & !0xfff;
+        let at = take_room(used, &LOW_ROOM, length)
+            .or_else(|| take_room(used, &(top..memory.bytes), length))
+            .ok_or(Error::TooLarge)?;
         memory.write(at, module)?;
         words[5] = 1;
-        words[6] = INFORMATION as u32 + 0x80;
-        let entry = [at as u32, (at + length) as u32, COMMAND_LINE as u32, 0];
-        memory.write(INFORMATION + 0x80, &to_bytes(&entry))?;
+        words[6] = (base + MODULE_ENTRY) as u32;
+        let entry = [at as u32, (at + length) as u32, line_at as u32, 0];
+        memory.write(base + MODULE_ENTRY, &to_bytes(&entry))?;
     }
-    memory.write(INFORMATION, &to_bytes(&words))
+    memory.write(base, &to_bytes(&words))?;
+    Ok(base)
 }
 
 fn to_bytes(words: &[u32]) -> Vec<u8> {
@@ -195,4 +218,21 @@ fn enter_boot_sector(reset: &ArchState) -> Entry {
     let mut registers = [0; 16];
     registers[4] = BOOT_SECTOR;
     Entry { state, registers }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_taken_where_nothing_is() {
+        let mut used = vec![0x8000..0xa86c, 0xb000..0xda30];
+        let take = |used: &mut _, bytes| take_room(used, &(0x9000..0x1_2000), bytes);
+        assert_eq!(take(&mut used, 0x1000), Some(0xe000));
+        assert_eq!(take(&mut used, 0x2000), Some(0xf000));
+        assert_eq!(take(&mut used, 0x1001), None);
+        assert_eq!(take(&mut used, 0x1000), Some(0x1_1000));
+        assert_eq!(take(&mut used, 1), None);
+        assert_eq!(take(&mut used, u64::MAX), None);
+    }
 }

@@ -1,5 +1,7 @@
 //! ELF files (System V ABI, "Object Files"): the program headers, as far as loading needs them.
 
+use core::ops::Range;
+
 use super::{Error, Memory};
 
 const PT_LOAD: u32 = 1;
@@ -52,8 +54,16 @@ impl Layout {
     }
 }
 
-/// Loads the segments; returns the entry point.
-pub(super) fn load(bytes: &[u8], memory: &Memory<'_>, is_multiboot: bool) -> Result<u32, Error> {
+/// What was loaded.
+pub(super) struct Loaded {
+    /// The entry point.
+    pub(super) entry: u32,
+    /// The memory of the segments.
+    pub(super) used: Vec<Range<u64>>,
+}
+
+/// Loads the segments.
+pub(super) fn load(bytes: &[u8], memory: &Memory<'_>, is_multiboot: bool) -> Result<Loaded, Error> {
     let file = Reader(bytes);
     let layout = Layout {
         is_64: file.number(4, 1)? == 2,
@@ -63,13 +73,17 @@ pub(super) fn load(bytes: &[u8], memory: &Memory<'_>, is_multiboot: bool) -> Res
     }
     let headers = layout.word(&file, 0, 28, 32)?;
     let size = layout.half(&file, 42, 54)?;
+    let mut used = Vec::new();
     for n in 0..layout.half(&file, 44, 56)? {
         let at = headers.checked_add(n * size).ok_or(Error::Truncated)?;
         if let Some(segment) = layout.segment(&file, at)? {
             place(bytes, &segment, memory)?;
+            let length = segment.memory_bytes.max(segment.file_bytes);
+            used.push(segment.physical..segment.physical.saturating_add(length));
         }
     }
-    u32::try_from(layout.word(&file, 0, 24, 24)?).map_err(|_| Error::TooLarge)
+    let entry = u32::try_from(layout.word(&file, 0, 24, 24)?).map_err(|_| Error::TooLarge)?;
+    Ok(Loaded { entry, used })
 }
 
 /// Writes a segment; memory behind it is zero already.
