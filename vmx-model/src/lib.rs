@@ -34,4 +34,5 @@ pub mod region;
 pub mod registry;
 pub mod sample;
 pub mod sanitizer;
+pub mod virtual_apic;
 pub mod vmcs;

@@ -32,7 +32,7 @@ const DR7_ENABLES: u64 = 0xff;
 const APIC_BASE_BSP: u64 = 1 << 8;
 
 /// Blocking that lasts for one instruction.
-const SHADOW: Interruptibility = Interruptibility::STI.union(Interruptibility::MOV_SS);
+pub(crate) const SHADOW: Interruptibility = Interruptibility::STI.union(Interruptibility::MOV_SS);
 
 /// Events that wait for an instruction boundary, and what the instruction in progress has left to
 /// do there.
@@ -196,7 +196,8 @@ impl Cpu {
             self.deliver(event)?;
             return Ok(Boundary::Delivered);
         }
-        const ORDER: [fn(&mut Cpu) -> Exec<Boundary>; 11] = [
+        const ORDER: [fn(&mut Cpu) -> Exec<Boundary>; 13] = [
+            Cpu::attend_to_virtual_apic,
             Cpu::attend_to_init,
             Cpu::attend_to_monitor_trap,
             Cpu::attend_to_traps,
@@ -204,6 +205,7 @@ impl Cpu {
             Cpu::attend_to_nmi_window,
             Cpu::attend_to_nmi,
             Cpu::attend_to_interrupt_window,
+            Cpu::attend_to_virtual_interrupt_delivery,
             Cpu::attend_to_interrupt,
             Cpu::attend_to_activity,
             Cpu::attend_to_virtual_interrupt,
@@ -265,7 +267,9 @@ impl Cpu {
     }
 
     fn attend_to_interrupt(&mut self) -> Exec<Boundary> {
-        self.attend_to_exiting_interrupt()?;
+        if self.attend_to_exiting_interrupt()? == Boundary::Delivered {
+            return Ok(Boundary::Delivered);
+        }
         let is_open = self.state.rflags.contains(Rflags::IF) && !self.is_blocked(SHADOW);
         if !is_open || !self.is_listening() || self.has_exiting_interrupts() {
             return Ok(Boundary::Execute);
@@ -283,6 +287,11 @@ impl Cpu {
             || self.apic.as_mut().is_some_and(|apic| apic.has_interrupt())
     }
 
+    /// Whether the external-interrupt line is raised.
+    pub(crate) fn has_interrupt_line(&self) -> bool {
+        self.events.interrupt_line.is_some()
+    }
+
     /// Takes the vector of the external interrupt with the highest priority.
     pub(crate) fn acknowledge_interrupt(&mut self) -> Option<u8> {
         let line = self.events.interrupt_line.take();
@@ -293,11 +302,11 @@ impl Cpu {
     }
 
     /// Whether the activity state lets events through.
-    fn is_listening(&self) -> bool {
+    pub(crate) fn is_listening(&self) -> bool {
         matches!(self.state.activity, Activity::Active | Activity::Hlt)
     }
 
-    fn is_blocked(&self, by: Interruptibility) -> bool {
+    pub(crate) fn is_blocked(&self, by: Interruptibility) -> bool {
         self.state.interruptibility.intersects(by)
     }
 
@@ -459,7 +468,7 @@ enum Watch {
 /// Lengths of the four values of DR7.LEN.
 const LENGTHS: [u64; 4] = [1, 2, 8, 4];
 
-const fn interrupt(vector: u8, kind: EventType) -> Event {
+pub(crate) const fn interrupt(vector: u8, kind: EventType) -> Event {
     Event {
         vector,
         kind,

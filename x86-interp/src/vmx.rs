@@ -8,6 +8,7 @@
 //! an image), or native code of the host program (a hypervisor in the same program): see
 //! [`RootSoftware`].
 
+mod apic;
 mod ask;
 mod boundary;
 mod context;
@@ -51,8 +52,8 @@ pub(crate) struct VmxContext {
     is_non_root: bool,
     /// Whether an MTF VM exit is pending.
     pub(crate) has_pending_mtf: bool,
-    /// Whether a write of VTPR went below the TPR threshold.
-    is_tpr_below_threshold: bool,
+    /// APIC virtualization.
+    apic: apic::ApicVirtualization,
     /// Whether an interrupt or NMI window is waited for.
     has_window: bool,
     /// Whether the monitor trap flag is set.

@@ -479,7 +479,8 @@ impl LocalApic {
         Effect::None
     }
 
-    fn end_of_interrupt(&mut self) -> Effect {
+    /// Ends the handling of the highest vector in service.
+    pub fn end_of_interrupt(&mut self) -> Effect {
         let Some(vector) = highest(&self.isr) else {
             return Effect::None;
         };

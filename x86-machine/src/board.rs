@@ -288,6 +288,12 @@ impl bus::LocalApic for Seat {
         self.board().apics[self.cpu].acknowledge()
     }
 
+    fn end_of_interrupt(&mut self) {
+        let mut board = self.board();
+        let effect = board.apics[self.cpu].end_of_interrupt();
+        board.carry_out(self.cpu, effect);
+    }
+
     fn read_x2apic(&mut self, index: u32) -> Option<u64> {
         let board = self.board();
         board.apics[self.cpu].read_msr(index, board.now)

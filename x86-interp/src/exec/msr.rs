@@ -22,7 +22,11 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 fn rdmsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
     cpu.ask_about_rdmsr(cpu.gpr[1] as u32, insn)?;
-    let value = cpu.read_msr(cpu.gpr[1] as u32)?;
+    let index = cpu.gpr[1] as u32;
+    let value = match cpu.read_virtual_x2apic(index) {
+        Some(value) => value,
+        None => cpu.read_msr(index)?,
+    };
     cpu.set_edx_eax(value);
     Ok(())
 }
@@ -31,5 +35,9 @@ fn rdmsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn wrmsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.require_cpl0()?;
     cpu.ask_about_wrmsr(cpu.gpr[1] as u32, insn)?;
-    cpu.write_msr(cpu.gpr[1] as u32, cpu.edx_eax())
+    let (index, value) = (cpu.gpr[1] as u32, cpu.edx_eax());
+    if cpu.write_virtual_x2apic(index, value)? {
+        return Ok(());
+    }
+    cpu.write_msr(index, value)
 }

@@ -141,12 +141,11 @@ impl Cpu {
     ) -> Exec {
         self.note_data_access(linear, bytes.len(), access);
         for (from, to) in pages(linear, bytes.len()) {
-            self.translate(linear.offset(from as u64), access, privilege)?;
-            debug_assert!(from < to);
+            self.place(linear.offset(from as u64), to - from, access, privilege)?;
         }
         for (from, to) in pages(linear, bytes.len()) {
-            let at = self.translate(linear.offset(from as u64), access, privilege)?;
-            self.load_physical(at, &mut bytes[from..to])?;
+            let found = self.place(linear.offset(from as u64), to - from, access, privilege)?;
+            self.load_physical(found.at, &mut bytes[from..to])?;
         }
         Ok(())
     }
@@ -159,14 +158,40 @@ impl Cpu {
         privilege: Privilege,
     ) -> Exec {
         self.note_data_access(linear, bytes.len(), Access::Write);
-        for (from, _) in pages(linear, bytes.len()) {
-            self.translate(linear.offset(from as u64), Access::Write, privilege)?;
+        for (from, to) in pages(linear, bytes.len()) {
+            let piece = linear.offset(from as u64);
+            self.place(piece, to - from, Access::Write, privilege)?;
         }
         for (from, to) in pages(linear, bytes.len()) {
-            let at = self.translate(linear.offset(from as u64), Access::Write, privilege)?;
-            self.store_physical(at, &bytes[from..to])?;
+            let piece = linear.offset(from as u64);
+            let found = self.place(piece, to - from, Access::Write, privilege)?;
+            self.store_physical(found.at, &bytes[from..to])?;
+            if found.is_virtual_apic {
+                self.note_virtual_apic_write(found.at);
+            }
         }
         Ok(())
+    }
+
+    /// Returns where bytes of one page are: those of the APIC-access page may be elsewhere.
+    fn place(
+        &mut self,
+        linear: Linear,
+        bytes: usize,
+        access: Access,
+        privilege: Privilege,
+    ) -> Exec<Placed> {
+        let at = self.translate(linear, access, privilege)?;
+        let is_virtual_apic = self.is_apic_access_page(at);
+        let at = if is_virtual_apic {
+            self.virtualize_apic_access(at, bytes, access)?
+        } else {
+            at
+        };
+        Ok(Placed {
+            at,
+            is_virtual_apic,
+        })
     }
 
     /// Reads inside one physical page, from RAM or the bus.
@@ -214,6 +239,13 @@ impl Cpu {
         }
         Ok(())
     }
+}
+
+/// Where an access goes.
+struct Placed {
+    at: Hpa,
+    /// Whether it goes to the virtual-APIC page, by way of the APIC-access page.
+    is_virtual_apic: bool,
 }
 
 /// Returns the mask of an address size in bytes.

@@ -59,6 +59,10 @@ impl Cpu {
             return Ok(Hpa(physical));
         }
         let found = self.walk(linear, access, privilege)?;
+        if self.is_apic_access_page(found.physical) {
+            // Each access is looked at.
+            return Ok(found.physical);
+        }
         let context = self.context_for(privilege);
         self.remember(linear, context, &found);
         Ok(found.physical)

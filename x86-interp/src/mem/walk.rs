@@ -512,6 +512,7 @@ impl Cpu {
     /// Reads a paging-structure entry.
     fn paging_entry(&mut self, at: Gpa, bytes: usize, purpose: Purpose) -> Exec<u64> {
         let physical = self.guest_physical(at, Access::Read, purpose)?;
+        self.check_physical_apic_access(physical.address)?;
         let entry = self.view.load_entry(physical.address, bytes);
         entry.ok_or_else(|| self.host_fault(physical.address))
     }

@@ -21,7 +21,7 @@ impl Cpu {
     pub(crate) fn has_vmx_boundary_work(&self) -> bool {
         self.vmx.is_non_root
             && (self.vmx.has_pending_mtf
-                || self.vmx.is_tpr_below_threshold
+                || self.vmx.apic.has_boundary_work()
                 || self.vmx.timer.is_some()
                 || self.vmx.has_window)
     }
@@ -39,16 +39,8 @@ impl Cpu {
         }
     }
 
-    /// Notes whether the last write of VTPR went below the TPR threshold.
-    pub(crate) fn note_tpr_below_threshold(&mut self, is_below: bool) {
-        self.vmx.is_tpr_below_threshold = is_below;
-    }
-
-    /// TPR-below-threshold and MTF VM exits have priority over debug traps.
+    /// MTF VM exits have priority over debug traps.
     pub(crate) fn attend_to_monitor_trap(&mut self) -> Exec<Boundary> {
-        if self.vmx.is_non_root && core::mem::take(&mut self.vmx.is_tpr_below_threshold) {
-            return Err(self.vm_exit(VmExit::new(ExitReason::TPR_BELOW_THRESHOLD)));
-        }
         if !self.vmx.is_non_root || !self.vmx.has_pending_mtf {
             return Ok(Boundary::Execute);
         }
@@ -100,24 +92,29 @@ impl Cpu {
     ///
     /// # Errors
     /// The VM exit.
-    pub(crate) fn attend_to_exiting_interrupt(&mut self) -> Exec {
+    pub(crate) fn attend_to_exiting_interrupt(&mut self) -> Exec<Boundary> {
         let state = &self.state;
         let (blocking, activity) = (state.interruptibility, state.activity);
         let rflags = self.rflags();
         let Some(vmcs) = self.guest_vmcs() else {
-            return Ok(());
+            return Ok(Boundary::Execute);
         };
         if !intercept::external_interrupt_exits(vmcs)
             || intercept::blocks_external_interrupt(vmcs, rflags, blocking, activity)
         {
-            return Ok(());
+            return Ok(Boundary::Execute);
         }
         let acknowledges = intercept::acknowledges_interrupt(vmcs);
         if !self.has_external_interrupt() {
-            return Ok(());
+            return Ok(Boundary::Execute);
         }
         let vector = if acknowledges {
-            self.acknowledge_interrupt()
+            let is_by_apic = !self.has_interrupt_line();
+            let vector = self.acknowledge_interrupt();
+            if self.process_posted_interrupts(vector, is_by_apic)? {
+                return Ok(Boundary::Delivered);
+            }
+            vector
         } else {
             None
         };

@@ -2,21 +2,16 @@
 //! (SDM Vol. 3C, "Guest/Host Masks and Read Shadows for CR0 and CR4", "Restrictions on VMX
 //! Operation", "TPR Virtualization").
 
-use vmx_model::addr::Hpa;
 use vmx_model::arch::Cr0;
 use vmx_model::event::Exception;
 use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
-use vmx_model::field::Field;
 use vmx_model::intercept::control_register::{self, Cr8, LmswOperand, Read, Write};
 use vmx_model::precondition::VmxOperation;
 
 use crate::insn::{Insn, Operand};
 use crate::vmx::info::register_number;
 use crate::{Cpu, Exec};
-
-/// Offset of VTPR in the virtual-APIC page.
-const VTPR: u64 = 0x80;
 
 impl Cpu {
     /// Returns CR0 as software sees it.
@@ -178,29 +173,5 @@ impl Cpu {
         } else {
             Err(Exception::gp(0).into())
         }
-    }
-
-    fn virtual_apic_page(&self) -> Option<Hpa> {
-        self.guest_vmcs()
-            .map(|vmcs| Hpa(vmcs.get(Field::VIRTUAL_APIC_ADDRESS)))
-    }
-
-    fn virtual_tpr(&self) -> u8 {
-        let mut byte = [0];
-        if let Some(page) = self.virtual_apic_page() {
-            self.phys.read_bytes(page.offset(VTPR), &mut byte);
-        }
-        byte[0]
-    }
-
-    /// Sets VTPR; a value below the threshold is a VM exit at the next instruction boundary.
-    fn set_virtual_tpr(&mut self, value: u8) {
-        if let Some(page) = self.virtual_apic_page() {
-            self.phys.write_bytes(page.offset(VTPR), &[value, 0, 0, 0]);
-        }
-        let threshold = self
-            .guest_vmcs()
-            .map_or(0, |vmcs| vmcs.get(Field::TPR_THRESHOLD) & 0xf);
-        self.note_tpr_below_threshold(u64::from(value >> 4) < threshold);
     }
 }

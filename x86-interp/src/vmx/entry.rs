@@ -72,6 +72,7 @@ impl Cpu {
         if plan.flushes_vpid_0 {
             self.flush_tlb_vpid(0);
         }
+        self.begin_apic_virtualization();
     }
 
     /// VMFUNC has switched to another EPT pointer.
@@ -86,7 +87,7 @@ impl Cpu {
         self.vmx.is_non_root = false;
         self.vmx.ept = None;
         self.vmx.has_pending_mtf = false;
-        self.vmx.is_tpr_below_threshold = false;
+        self.end_apic_virtualization();
         self.vmx.timer = None;
         self.set_address_space_tag(AddressSpaceTag::default());
     }

@@ -5,6 +5,7 @@ use vmx_model::intercept::time::PauseLoop;
 use vmx_model::precondition::VmxOperation;
 use vmx_model::vmcs::Vmcs;
 
+use super::apic::ApicVirtualization;
 use super::ept::EptInUse;
 use super::timer::PreemptionTimer;
 use super::{AddressSpaceTag, RootSoftware};
@@ -17,7 +18,7 @@ pub(crate) struct VmxContextState {
     root: RootSoftware,
     is_non_root: bool,
     has_pending_mtf: bool,
-    is_tpr_below_threshold: bool,
+    apic: ApicVirtualization,
     pause_loop: PauseLoop,
     timer: Option<PreemptionTimer>,
     tag: AddressSpaceTag,
@@ -30,7 +31,7 @@ impl Cpu {
             root: self.vmx.root,
             is_non_root: self.vmx.is_non_root,
             has_pending_mtf: self.vmx.has_pending_mtf,
-            is_tpr_below_threshold: self.vmx.is_tpr_below_threshold,
+            apic: self.vmx.apic,
             pause_loop: self.vmx.pause_loop,
             timer: self.vmx.timer,
             tag: self.current_context.tag(),
@@ -47,7 +48,7 @@ impl Cpu {
         self.vmx.root = state.root;
         self.vmx.is_non_root = state.is_non_root;
         self.vmx.has_pending_mtf = state.has_pending_mtf;
-        self.vmx.is_tpr_below_threshold = state.is_tpr_below_threshold;
+        self.vmx.apic = state.apic;
         self.vmx.pause_loop = state.pause_loop;
         self.vmx.timer = state.timer;
         self.vmx.pending_exit = None;
