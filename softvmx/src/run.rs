@@ -30,7 +30,7 @@ enum Time {
 /// Arguments of `softvmx run`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// A multiboot or ELF32 image, or a boot sector.
+    /// A Linux kernel (bzImage), a multiboot or ELF32 image, or a boot sector.
     image: PathBuf,
     /// The machine.
     #[arg(long, value_enum, default_value_t)]
@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// The command line for the image.
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     append: String,
-    /// A file that the image finds as its module.
+    /// A file that the image finds as its module or initial RAM disk.
     #[arg(long)]
     initrd: Option<PathBuf>,
     /// Processors.
@@ -112,7 +112,7 @@ fn status_of(machine: &Machine, outcome: Outcome) -> u8 {
     const FAILED: u8 = 125;
     match outcome {
         Outcome::End(End::DebugExit(value)) => (value << 1 | 1) as u8,
-        Outcome::End(End::Reset) => 0,
+        Outcome::End(End::Reset | End::PowerOff) => 0,
         other => {
             eprintln!("softvmx: {other:x?}");
             for cpu in (0..).map_while(|n| machine.processor(n)) {

@@ -544,6 +544,23 @@ impl LocalApic {
         (entry & LVT_MASKED == 0).then_some(entry)
     }
 
+    /// Whether an external interrupt controller at LINT0 reaches the processor: where the APIC is
+    /// off, or its entry for LINT0 is open and says so.
+    #[must_use]
+    pub fn takes_external_interrupts(&self) -> bool {
+        let is_external = |entry: u32| Delivery::of(entry) == Delivery::ExtInt;
+        self.base & BASE_EN == 0 || self.local_interrupt(0).is_some_and(is_external)
+    }
+
+    /// Brings the APIC of a bootstrap processor into virtual wire mode, in which firmware leaves it
+    /// ("Local APIC Initialization"): enabled, LINT0 for an external interrupt controller, LINT1
+    /// for NMIs.
+    pub fn enter_virtual_wire_mode(&mut self) {
+        self.svr |= SVR_ENABLED;
+        self.lvt[3] = 0x8700 & LVT_WRITABLE[3];
+        self.lvt[4] = 0x400;
+    }
+
     /// Arms the TSC-deadline timer; 0 disarms it. Ignored in the other timer modes.
     pub fn set_tsc_deadline(&mut self, deadline: u64) {
         if self.is_deadline_mode() {

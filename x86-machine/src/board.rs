@@ -10,9 +10,13 @@ use vmx_model::addr::Hpa;
 use x86_interp::Kicker;
 use x86_interp::bus::{self, Bus, Suspend};
 
+use crate::acpi::Pm;
 use crate::apic::{Delivery, Effect, LocalApic, Message};
 use crate::fw_cfg::{self, FwCfg};
 use crate::ioapic::{self, IoApic};
+use crate::pic::Pic;
+use crate::pit::{self, Pit};
+use crate::rtc::Rtc;
 use crate::serial::{self, Serial};
 
 /// QEMU's debug-exit device: the process ends with status `value << 1 | 1`.
@@ -22,7 +26,7 @@ const SCRATCH: u16 = 0xe0;
 /// The interrupt inputs of QEMU's test device.
 const TEST_LINES: u16 = 0x2000;
 /// The reset control register of Intel chip sets.
-const RESET_CONTROL: u16 = 0xcf9;
+pub(crate) const RESET_CONTROL: u16 = 0xcf9;
 /// The keyboard controller's command port: FEH pulses the reset line.
 const KEYBOARD_COMMAND: u16 = 0x64;
 
@@ -33,6 +37,8 @@ pub enum End {
     DebugExit(u32),
     /// The machine was reset.
     Reset,
+    /// The machine was switched off (ACPI state S5).
+    PowerOff,
 }
 
 /// What a processor has to be told between two instructions.
@@ -63,12 +69,19 @@ pub(crate) struct Board {
     /// The time, in ticks of the clock, as of the last look at it.
     pub(crate) now: u64,
     ioapic: IoApic,
+    pic: Pic,
+    pit: Pit,
+    /// The tick up to which the timer's interrupts have been raised.
+    pit_seen: u64,
+    rtc: Rtc,
+    pm: Pm,
     fw_cfg: FwCfg,
     scratch: [u8; 4],
 }
 
 impl Board {
-    pub(crate) fn new(cpus: usize, ram_bytes: u64, serial: Serial) -> Self {
+    /// Returns the devices; the real-time clock shows `began`, in seconds since 1970.
+    pub(crate) fn new(cpus: usize, ram_bytes: u64, serial: Serial, began: i64) -> Self {
         Self {
             apics: (0..cpus).map(|n| LocalApic::new(n as u32)).collect(),
             signals: vec![Signals::default(); cpus],
@@ -77,6 +90,11 @@ impl Board {
             end: None,
             now: 0,
             ioapic: IoApic::default(),
+            pic: Pic::default(),
+            pit: Pit::default(),
+            pit_seen: 0,
+            rtc: Rtc::new(began),
+            pm: Pm::default(),
             fw_cfg: FwCfg::new(cpus as u16, ram_bytes),
             scratch: [0; 4],
         }
@@ -131,10 +149,84 @@ impl Board {
         self.kickers[cpu].kick();
     }
 
+    /// Raises or lowers an interrupt line: that of the I/O APIC, and of the PIC if it has one of
+    /// this number. Line 0, the timer's, is input 2 of the I/O APIC.
     fn set_line(&mut self, line: usize, level: bool) {
-        if let Some(message) = self.ioapic.set_line(line, level) {
+        let input = if line == 0 { 2 } else { line };
+        if let Some(message) = self.ioapic.set_line(input, level) {
             self.send(&message, None);
         }
+        self.pic.set_line(line, level);
+        self.look_at_pic();
+    }
+
+    /// The PIC's output is connected to the bootstrap processor.
+    fn look_at_pic(&self) {
+        if self.has_external_interrupt(0) {
+            self.kickers[0].call_attention();
+        }
+    }
+
+    /// Whether the PIC interrupts a processor: through LINT0, or directly where the APIC is off.
+    fn has_external_interrupt(&self, cpu: usize) -> bool {
+        cpu == 0 && self.apics[0].takes_external_interrupts() && self.pic.is_raised()
+    }
+
+    pub(crate) fn has_interrupt(&self, cpu: usize) -> bool {
+        self.has_external_interrupt(cpu) || self.apics[cpu].pending().is_some()
+    }
+
+    fn acknowledge(&mut self, cpu: usize) -> Option<u8> {
+        if self.has_external_interrupt(cpu) {
+            return Some(self.pic.acknowledge());
+        }
+        self.apics[cpu].acknowledge()
+    }
+
+    /// Returns the tick of the next event that no processor causes.
+    pub(crate) fn next_event(&self) -> Option<u64> {
+        self.pit.next_interrupt(self.pit_seen)
+    }
+
+    /// Lets the time be `now`.
+    pub(crate) fn advance(&mut self, now: u64) {
+        self.now = now;
+        // Edges that nobody could see pass are one.
+        if self.next_event().is_some_and(|at| at <= now) {
+            self.set_line(pit::INTERRUPT, false);
+            self.set_line(pit::INTERRUPT, true);
+        }
+        self.pit_seen = now;
+    }
+
+    fn seconds(&self) -> u64 {
+        self.now / pit::TICKS_PER_SECOND as u64
+    }
+
+    /// Reads a byte of the devices with ports of a byte.
+    fn byte_read(&mut self, port: u16) -> Option<u8> {
+        let (now, seconds) = (self.now, self.seconds());
+        self.pic
+            .read(port)
+            .or_else(|| self.pit.read(port, now))
+            .or_else(|| self.rtc.read(port, seconds))
+    }
+
+    /// Writes a byte to the devices with ports of a byte; false if there is none.
+    fn byte_write(&mut self, port: u16, value: u8) -> bool {
+        if self.pic.write(port, value) {
+            self.look_at_pic();
+            return true;
+        }
+        if self.pit.write(port, value, self.now) {
+            self.pit_seen = self.now;
+            let level = self.pit.output(self.now);
+            self.set_line(pit::INTERRUPT, level);
+            // What the processor is to run until may have changed.
+            self.kickers[0].kick();
+            return true;
+        }
+        self.rtc.write(port, value)
     }
 
     fn update_serial_line(&mut self) {
@@ -162,6 +254,12 @@ impl Board {
                 u32::from(value)
             }
             0x511 => u32::from(self.fw_cfg.read()),
+            _ if let Some(value) = self.pm.read(port, self.now) => value,
+            _ if size == 1
+                && let Some(value) = self.byte_read(port) =>
+            {
+                u32::from(value)
+            }
             SCRATCH..0xe4 => u32::from(self.scratch[usize::from(port - SCRATCH)]),
             _ => u32::MAX >> (32 - 8 * size.clamp(1, 4)),
         }
@@ -185,7 +283,14 @@ impl Board {
             TEST_LINES..0x2018 => self.set_line(usize::from(port - TEST_LINES), value != 0),
             RESET_CONTROL if value & 4 != 0 => self.finish(End::Reset),
             KEYBOARD_COMMAND if value as u8 == 0xfe => self.finish(End::Reset),
-            _ => {}
+            _ => match self.pm.write(port, value) {
+                Some(true) => self.finish(End::PowerOff),
+                Some(false) => {}
+                None if size == 1 => {
+                    let _ = self.byte_write(port, value as u8);
+                }
+                None => {}
+            },
         }
     }
 
@@ -281,11 +386,11 @@ impl bus::LocalApic for Seat {
     }
 
     fn has_interrupt(&mut self) -> bool {
-        self.board().apics[self.cpu].pending().is_some()
+        self.board().has_interrupt(self.cpu)
     }
 
     fn acknowledge(&mut self) -> Option<u8> {
-        self.board().apics[self.cpu].acknowledge()
+        self.board().acknowledge(self.cpu)
     }
 
     fn end_of_interrupt(&mut self) {

@@ -1,9 +1,10 @@
 //! Loaders: what kind of image it is, where its parts go, and in which state it is entered.
 //!
 //! Multiboot images (Multiboot Specification 0.6.96) in ELF32 or ELF64 files, ELF32 files without a
-//! header (entered alike), and flat binaries (entered like a boot sector).
+//! header (entered alike), Linux kernels, and flat binaries (entered like a boot sector).
 
 mod elf;
+mod linux;
 
 use core::ops::Range;
 
@@ -68,6 +69,8 @@ const BOOT_SECTOR: u64 = 0x7c00;
 pub(crate) struct Memory<'a> {
     pub(crate) phys: &'a PhysMap,
     pub(crate) bytes: u64,
+    /// Memory from 4 GiB on.
+    pub(crate) high_bytes: u64,
 }
 
 impl Memory<'_> {
@@ -95,9 +98,8 @@ pub(crate) struct Entry {
 
 /// Loads an image; `reset` is the processor's state after RESET.
 pub(crate) fn load(image: &Image, memory: &Memory<'_>, reset: &ArchState) -> Result<Entry, Error> {
-    let is_linux = image.bytes.get(0x202..0x206) == Some(b"HdrS");
-    if is_linux {
-        return Err(Error::Unsupported("Linux bzImage files"));
+    if linux::is_kernel(&image.bytes) {
+        return linux::load(image, memory, reset);
     }
     if !image.bytes.starts_with(b"\x7fELF") {
         memory.write(BOOT_SECTOR, &image.bytes)?;

@@ -9,7 +9,7 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use vmx_model::addr::Hpa;
 use vmx_model::arch::Activity;
@@ -24,6 +24,7 @@ use x86_interp::stop::Unimplemented;
 use x86_interp::vmx::RootSoftware;
 use x86_interp::{Cpu, Stop};
 
+use crate::acpi;
 use crate::board::{Board, End, Seat, Signals, lock};
 use crate::loader::{self, Image, Memory};
 use crate::serial::Serial;
@@ -36,6 +37,15 @@ const PATIENCE: u64 = 1 << 34;
 const RAM_LIMIT: u64 = 0xc000_0000;
 /// A window of RAM that test environments use as memory of a device.
 const TEST_MEMORY: Hpa = Hpa(0xff00_0000);
+
+/// What the real-time clock shows at tick 0 of a run that is to be the same each time: the first
+/// second of 2025.
+const DETERMINISTIC_EPOCH: i64 = 1_735_689_600;
+
+fn seconds_since_1970() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |time| time.as_secs() as i64)
+}
 
 /// What time is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -153,6 +163,7 @@ pub struct Machine {
     cpus: Vec<Seated>,
     phys: Arc<PhysMap>,
     low_bytes: u64,
+    high_bytes: u64,
     host_clock: Option<HostClock>,
     now: u64,
     sanitizer: Option<Sanitizer>,
@@ -168,12 +179,23 @@ impl Machine {
             return Err(ConfigError::Processors);
         }
         let (phys, low_bytes) = make_memory(config.memory_mib)?;
-        let board = Board::new(config.cpus, config.memory_mib << 20, Serial::new(serial));
+        let began = match config.clock {
+            ClockSource::Instructions => DETERMINISTIC_EPOCH,
+            ClockSource::Host => seconds_since_1970(),
+        };
+        let ram_bytes = config.memory_mib << 20;
+        let mut board = Board::new(config.cpus, ram_bytes, Serial::new(serial), began);
+        board.apics[0].enter_virtual_wire_mode();
+        let tables = acpi::tables(config.cpus);
+        if acpi::RSDP + tables.len() as u64 <= low_bytes {
+            phys.write_bytes(Hpa(acpi::RSDP), &tables);
+        }
         let mut machine = Self {
             board: Arc::new(Mutex::new(board)),
             cpus: Vec::new(),
             phys,
             low_bytes,
+            high_bytes: ram_bytes - low_bytes,
             host_clock: (config.clock == ClockSource::Host).then(|| HostClock::new(1_000_000)),
             now: 0,
             sanitizer: config
@@ -231,6 +253,7 @@ impl Machine {
         let memory = Memory {
             phys: &self.phys,
             bytes: self.low_bytes,
+            high_bytes: self.high_bytes,
         };
         let bootstrap = &mut self.cpus[0].cpu;
         let entry = loader::load(image, &memory, &bootstrap.arch_state())?;
@@ -297,7 +320,7 @@ impl Machine {
         if let Some(host) = &mut self.host_clock {
             self.now = host.tsc(0);
         }
-        lock(&self.board).now = self.now;
+        lock(&self.board).advance(self.now);
     }
 
     /// Lets a processor run; returns how many instructions it has retired.
@@ -337,7 +360,7 @@ impl Machine {
             now
         };
         let mut board = lock(&self.board);
-        board.now = now;
+        board.advance(now);
         let signals = std::mem::take(&mut board.signals[n]);
         let apic = &mut board.apics[n];
         if signals.timer {
@@ -359,6 +382,8 @@ impl Machine {
             cpu.msrs_mut().tsc_deadline = 0;
         }
         let expires = apic.expires();
+        let event = if n == 0 { board.next_event() } else { None };
+        let expires = [expires, event].into_iter().flatten().min();
         drop(board);
         signal(cpu, signals);
         expires
@@ -368,8 +393,9 @@ impl Machine {
     fn wait(&mut self, quiet_since: u64) -> Option<Outcome> {
         let board = lock(&self.board);
         let has_signals = board.signals.iter().any(|s| !s.is_empty());
-        let wakes = board.apics.iter().any(|a| a.pending().is_some());
-        let next = board.apics.iter().filter_map(|a| a.expires()).min();
+        let wakes = (0..self.cpus.len()).any(|n| board.has_interrupt(n));
+        let timers = board.apics.iter().filter_map(|a| a.expires());
+        let next = timers.chain(board.next_event()).min();
         drop(board);
         if has_signals || !self.cpus.iter().all(|c| c.is_waiting) {
             self.now += 1;
