@@ -433,6 +433,10 @@ impl NaiveMachine {
             VmxOperation::Root => self
                 .fields(n)
                 .ok_or(Answer::Outcome(VmxOutcome::FailInvalid)),
+            _ if self.cpus[n as usize].active.contains_key(&pointer) => {
+                let held = self.cpus[n as usize].active.get_mut(&pointer);
+                held.map(|page| &mut page.fields).ok_or(Answer::Done)
+            }
             _ => Ok(&mut self.page(pointer).fields),
         }
     }

@@ -3,7 +3,7 @@
 //! SDM Vol. 3C, "Organization of VMCS Data" and "Software Use of Virtual-Machine Control
 //! Structures". A [`VmcsRegistry`] knows, for every region, its launch state, on which logical
 //! processors it is active, and where its newest data is. It is locked by VMCLEAR, VMPTRLD,
-//! VMXOFF, VMXON and RESET only; the launch state of an active VMCS is read and changed without
+//! VMXOFF, VMXON, RESET and accesses to a shadow VMCS only; the launch state of an active VMCS is read and changed without
 //! the lock.
 //!
 //! The values of the current VMCS are held by its [`crate::processor::LogicalProcessor`]. Those of
@@ -270,6 +270,19 @@ impl VmcsRegistry {
         {
             region.parked.insert(cpu, vmcs);
         }
+    }
+
+    /// Lets `access` work on the values of a VMCS that is active, but not current, on `cpu`; `None`
+    /// if it is not.
+    pub(crate) fn with_parked<T>(
+        &self,
+        cpu: CpuId,
+        pointer: Hpa,
+        access: impl FnOnce(&mut Vmcs) -> T,
+    ) -> Option<T> {
+        let mut regions = self.lock();
+        let parked = regions.get_mut(&pointer)?.parked.get_mut(&cpu)?;
+        Some(access(&mut parked.values))
     }
 
     /// VMCLEAR of `pointer` on `cpu`, which held `current` of it if it was current; what the

@@ -860,3 +860,26 @@ fn operands_of_invept_and_invvpid_are_judged() {
         Host::root().then(action, without_current);
     }
 }
+
+/// Choice: see `LogicalProcessor::shadow_vmread`.
+#[test]
+fn a_shadow_vmcs_that_is_active_is_accessed_where_its_data_are() {
+    Host::root()
+        .then(Action::Vmclear(B), SUCCEED)
+        .then(Action::StoreHeader(B, Header::Shadow), Answer::Done)
+        .then(Action::Vmptrld(B), SUCCEED)
+        .write(Field::TSC_OFFSET, 0x1234)
+        .then(Action::Vmclear(A), SUCCEED)
+        .then(Action::Vmptrld(A), SUCCEED)
+        .then(Action::Prepare(Some(B)), Answer::Done)
+        .write(Field::VMREAD_BITMAP_ADDRESS, BITMAPS[0].0)
+        .write(Field::VMWRITE_BITMAP_ADDRESS, BITMAPS[0].0)
+        .then(LAUNCH, Answer::Entered)
+        .reads(Field::TSC_OFFSET, 0x1234)
+        .write(Field::TSC_OFFSET, 0x5678)
+        .active_on(B, &[0])
+        .then(Action::Exit(ExitReason::CPUID), Answer::Exited)
+        .reads(Field::TSC_OFFSET, 0)
+        .then(Action::Vmptrld(B), SUCCEED)
+        .reads(Field::TSC_OFFSET, 0x5678);
+}

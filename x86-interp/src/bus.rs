@@ -129,6 +129,8 @@ pub trait LocalApic: Send {
     fn has_interrupt(&mut self) -> bool;
     /// Acknowledges the pending external interrupt and returns its vector.
     fn acknowledge(&mut self) -> Option<u8>;
+    /// Goes through INIT with the processor.
+    fn init(&mut self) {}
     /// Performs the EOI of posted-interrupt processing.
     fn end_of_interrupt(&mut self) {}
     /// Reads an x2APIC register by its MSR index; `None` is #GP(0).

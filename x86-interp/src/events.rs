@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 use vmx_model::addr::Linear;
 use vmx_model::arch::{Activity, Cr4, Interruptibility, Rflags};
 use vmx_model::event::{Event, EventType, Exception, vector};
+use vmx_model::exit::VmExit;
+use vmx_model::exit_reason::ExitReason;
+use vmx_model::processor::InitOutcome;
 
 use crate::mem::Access;
 use crate::mode::Mode;
@@ -46,6 +49,8 @@ pub struct Events {
     interrupt_line: Option<u8>,
     /// INIT waits.
     init: bool,
+    /// INIT is blocked by VMX root operation: the logical processor holds it.
+    is_init_blocked: bool,
     /// The vector of a start-up IPI that waits.
     start_up: Option<u8>,
     /// A task switch met the T flag of the new TSS.
@@ -182,7 +187,7 @@ impl Cpu {
     fn is_quiet(&self) -> bool {
         let e = &self.events;
         let has_interrupt_source = e.interrupt_line.is_some() || self.apic.is_some();
-        let has_own = e.init || e.nmi || e.task_trap || e.is_mid_repeat;
+        let has_own = e.init || e.is_init_blocked || e.nmi || e.task_trap || e.is_mid_repeat;
         !(has_own || has_interrupt_source || self.has_virtual_interrupt())
             && self.delivering.is_none()
             && !self.has_vmx_boundary_work()
@@ -220,20 +225,55 @@ impl Cpu {
     }
 
     fn attend_to_init(&mut self) -> Exec<Boundary> {
-        if self.events.init {
-            let start_up = self.events.start_up;
-            self.init();
-            self.events.start_up = start_up;
-            if self.msrs.apic_base & APIC_BASE_BSP == 0 {
-                self.state.activity = Activity::WaitForSipi;
+        match self.init_outcome() {
+            None => {}
+            Some(InitOutcome::Init) => self.perform_init(),
+            Some(InitOutcome::Exit) => {
+                return Err(self.vm_exit(VmExit::new(ExitReason::INIT_SIGNAL)));
+            }
+            Some(InitOutcome::Pending) => {
+                self.events.is_init_blocked = true;
+                self.events.start_up = None;
             }
         }
-        if self.state.activity == Activity::WaitForSipi
-            && let Some(vector) = self.events.start_up.take()
-        {
+        if self.state.activity != Activity::WaitForSipi {
+            return Ok(Boundary::Execute);
+        }
+        if let Some(vector) = self.events.start_up.take() {
+            if self.is_non_root() {
+                let exit = VmExit::new(ExitReason::SIPI).qualified(vector.into());
+                return Err(self.vm_exit(exit));
+            }
             self.start_up(vector);
         }
         Ok(Boundary::Execute)
+    }
+
+    /// Returns what an INIT signal that has come now, or that was blocked until now, does.
+    fn init_outcome(&mut self) -> Option<InitOutcome> {
+        let is_new = core::mem::take(&mut self.events.init);
+        let activity = self.state.activity;
+        match self.processor_mut() {
+            None => is_new.then_some(InitOutcome::Init),
+            Some(processor) if is_new => Some(processor.init(activity)),
+            Some(processor) => {
+                let outcome = processor.take_pending_init(activity);
+                self.events.is_init_blocked &= outcome.is_none();
+                outcome
+            }
+        }
+    }
+
+    fn perform_init(&mut self) {
+        let start_up = self.events.start_up;
+        self.init();
+        self.events.start_up = start_up;
+        if let Some(apic) = &mut self.apic {
+            apic.init();
+        }
+        if self.msrs.apic_base & APIC_BASE_BSP == 0 {
+            self.state.activity = Activity::WaitForSipi;
+        }
     }
 
     /// Traps on the previous instruction: single step, data and I/O breakpoints, T flag.

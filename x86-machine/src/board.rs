@@ -393,6 +393,10 @@ impl bus::LocalApic for Seat {
         self.board().acknowledge(self.cpu)
     }
 
+    fn init(&mut self) {
+        self.board().apics[self.cpu].init();
+    }
+
     fn end_of_interrupt(&mut self) {
         let mut board = self.board();
         let effect = board.apics[self.cpu].end_of_interrupt();

@@ -375,9 +375,6 @@ impl Machine {
                 deadline.wrapping_sub(offset).max(1)
             });
         }
-        if signals.init {
-            apic.init();
-        }
         if apic.advance(now).clears_deadline {
             cpu.msrs_mut().tsc_deadline = 0;
         }

@@ -14,6 +14,7 @@ use crate::observer::{Completion, Operation};
 use crate::outcome::VmxOutcome;
 use crate::precondition::{Instruction, NotExecuted, ShadowAccess, VmxOperation};
 use crate::region::{RegionHeader, RegionLayout};
+use crate::vmcs::Vmcs;
 
 /// What VMREAD comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,18 +192,25 @@ impl LogicalProcessor {
     }
 
     /// VMREAD in VMX non-root operation of a field that does not cause a VM exit: reads the VMCS
-    /// that the VMCS link pointer names, in memory.
+    /// that the VMCS link pointer names.
+    ///
+    /// Choice: while that VMCS is active on this processor, its newest data are there and not in
+    /// memory, and the access finds them; the manual leaves it to software to execute VMCLEAR first.
     pub fn shadow_vmread(&mut self, encoding: u64, memory: &dyn PhysicalMemory) -> Vmread {
         let operation = Operation::Vmread { encoding };
         let read = match (self.link_pointer(), self.readable(encoding)) {
             (None, _) => Vmread::Fail(VmxOutcome::FailInvalid),
             (Some(_), Err(number)) => Vmread::Fail(self.fail(number)),
             (Some(link), Ok((field, half))) => {
-                let value = layout_at(link, memory).read_field(memory, link, field);
-                Vmread::Value(match half {
-                    Half::Full => value,
-                    Half::High => value >> 32,
-                })
+                let held = |values: &mut Vmcs| values.read(field, half);
+                let held = self.registry.with_parked(self.id, link, held);
+                Vmread::Value(held.unwrap_or_else(|| {
+                    let value = layout_at(link, memory).read_field(memory, link, field);
+                    match half {
+                        Half::Full => value,
+                        Half::High => value >> 32,
+                    }
+                }))
             }
         };
         self.report_vmread(operation, read);
@@ -210,7 +218,7 @@ impl LogicalProcessor {
     }
 
     /// VMWRITE in VMX non-root operation of a field that does not cause a VM exit: writes the VMCS
-    /// that the VMCS link pointer names, in memory.
+    /// that the VMCS link pointer names, where [`LogicalProcessor::shadow_vmread`] reads it.
     ///
     /// Choice: an error number goes to the current VMCS, as on KVM and Bochs; the manual is silent.
     pub fn shadow_vmwrite(
@@ -224,7 +232,10 @@ impl LogicalProcessor {
             (None, _) => VmxOutcome::FailInvalid,
             (Some(_), Err(number)) => self.fail(number),
             (Some(link), Ok((field, half))) => {
-                layout_at(link, memory).write_field(memory, link, (field, half), value);
+                let held = |values: &mut Vmcs| values.write(field, half, value);
+                if self.registry.with_parked(self.id, link, held).is_none() {
+                    layout_at(link, memory).write_field(memory, link, (field, half), value);
+                }
                 VmxOutcome::Succeed
             }
         };

@@ -23,7 +23,14 @@ pub enum InitOutcome {
 impl LogicalProcessor {
     /// An INIT signal arrives at a processor in the given activity state.
     pub fn init(&mut self, activity: Activity) -> InitOutcome {
-        let outcome = match (self.operation, activity) {
+        let outcome = self.judge_init(activity);
+        self.is_init_pending = outcome == InitOutcome::Pending;
+        self.report_current(Operation::Init, Completion::Done);
+        outcome
+    }
+
+    fn judge_init(&self, activity: Activity) -> InitOutcome {
+        match (self.operation, activity) {
             // A VMX abort ends with RESET only.
             _ if self.abort.is_some() => InitOutcome::Pending,
             (VmxOperation::Outside, _) => InitOutcome::Init,
@@ -33,20 +40,14 @@ impl LogicalProcessor {
             (VmxOperation::NonRoot, Activity::WaitForSipi) | (VmxOperation::Root, _) => {
                 InitOutcome::Pending
             }
-        };
-        self.is_init_pending = outcome == InitOutcome::Pending;
-        self.report_current(Operation::Init, Completion::Done);
-        outcome
+        }
     }
 
     /// Takes the pending INIT signal if it is not blocked any more: outside VMX operation it is an
     /// INIT, in VMX non-root operation a VM exit. To be asked after VMXOFF and after VM entry.
     pub fn take_pending_init(&mut self, activity: Activity) -> Option<InitOutcome> {
-        if !self.is_init_pending {
-            return None;
-        }
-        let outcome = self.init(activity);
-        (outcome != InitOutcome::Pending).then_some(outcome)
+        let is_free = self.judge_init(activity) != InitOutcome::Pending;
+        (self.is_init_pending && is_free).then(|| self.init(activity))
     }
 
     /// RESET: the processor is outside VMX operation; the VMCS data that it held are lost.
