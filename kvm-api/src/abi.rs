@@ -8,6 +8,7 @@
 //! vCPU and device descriptors before the request is looked at; then a foreign request is EINVAL
 //! on the system and on a vCPU, ENOTTY on a VM and a device.
 
+use crate::deferral::Inside;
 use crate::dispatch::{find, requests};
 use crate::errno::{Errno, Result};
 use crate::fd::{self, Backing};
@@ -19,10 +20,12 @@ use crate::vm;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::Arc;
 
+pub use crate::deferral::{defer_signal, handlers_defer, set_handlers_defer};
+
 /// Opens the system, as `open("/dev/kvm", O_RDWR | O_CLOEXEC)` does.
 ///
 /// # Errors
-/// EMFILE, ENFILE, ENOMEM.
+/// EMFILE, ENFILE, ENOMEM; EINTR as from [`ioctl`].
 ///
 /// # Examples
 /// ```
@@ -33,6 +36,7 @@ use std::sync::Arc;
 /// # Ok::<(), kvm_api::Errno>(())
 /// ```
 pub fn open_system() -> Result<RawFd> {
+    let _inside = Inside::enter().ok_or(Errno::EINTR)?;
     let (backing, fd) = Backing::new(c"kvm", 0)?;
     registry::insert(
         backing.id(),
@@ -44,8 +48,12 @@ pub fn open_system() -> Result<RawFd> {
 /// Performs an ioctl; nothing if `fd` is not one of ours.
 ///
 /// The caller answers for `arg` as it does towards the kernel: where the request says that memory
-/// is written, it is.
+/// is written, it is. A signal handler that has interrupted an ioctl of its own thread, without
+/// asking [`defer_signal`], gets EINTR: the objects may be half changed.
 pub fn ioctl(fd: RawFd, request: u32, arg: u64) -> Option<Result<i64>> {
+    let Some(_inside) = Inside::enter() else {
+        return registry::is_known_at_once(fd).then_some(Err(Errno::EINTR));
+    };
     let entry = registry::lookup(fd)?;
     Some(perform(&entry, request, arg))
 }
@@ -100,15 +108,19 @@ pub fn offered(descriptor: Descriptor) -> Vec<u32> {
 /// Whether a descriptor is one of ours.
 #[must_use]
 pub fn owns(fd: RawFd) -> bool {
+    let Some(_inside) = Inside::enter() else {
+        return registry::is_known_at_once(fd);
+    };
     registry::lookup(fd).is_some()
 }
 
 /// Closes a descriptor, and the object behind it if this was its last reference.
 ///
 /// # Errors
-/// EBADF.
+/// EBADF; EINTR as from [`ioctl`].
 pub fn close(fd: RawFd) -> Result<()> {
-    let ours = owns(fd);
+    let _inside = Inside::enter().ok_or(Errno::EINTR)?;
+    let ours = registry::lookup(fd).is_some();
     fd::close(fd)?;
     if ours {
         registry::sweep();

@@ -10,6 +10,7 @@ pub mod abi;
 pub mod caps;
 mod clock;
 mod cpuid;
+mod deferral;
 mod dispatch;
 mod enable_cap;
 pub mod errno;

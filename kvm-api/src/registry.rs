@@ -69,6 +69,18 @@ pub(crate) fn lookup(descriptor: RawFd) -> Option<Entry> {
     Some(entry)
 }
 
+/// As [`lookup`], in a signal handler that may have interrupted a holder of the lock: then the
+/// answer is no.
+pub(crate) fn is_known_at_once(descriptor: RawFd) -> bool {
+    let Some(id) = fd::identity(descriptor) else {
+        return false;
+    };
+    match REGISTRY.try_read() {
+        Ok(registry) => registry.contains_key(&id),
+        Err(_) => false,
+    }
+}
+
 /// Lets go of every object that no descriptor and no mapping of this process names any more.
 pub(crate) fn sweep() {
     // Only what is entered before the look at `/proc` can be missed by it and be dead: another

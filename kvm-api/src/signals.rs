@@ -6,24 +6,26 @@
 //! the end, so that handlers run when KVM_RUN returns, as they do there. SIGSEGV and SIGBUS are not
 //! blocked: see `host_fault`.
 //!
-//! Blocking takes two system calls. A caller of [`crate::Vcpu::run`] is Rust code, whose signal
-//! handlers call nothing of ours: for it a signal that is handled during the first instructions
-//! came before KVM_RUN, and signals are blocked only when the guest runs on.
+//! Blocking takes two system calls. Where handlers ask `deferral` first they cannot come in
+//! between, and signals are blocked only when the guest runs on. So for a caller of
+//! [`crate::Vcpu::run`], which is Rust code whose handlers call nothing of ours: there a signal
+//! that is handled during the first instructions came before KVM_RUN.
 #![expect(unsafe_code, reason = "signal masks")]
 
+use crate::deferral;
 use crate::host_fault;
 use core::cell::Cell;
 use core::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 /// A set of signals as a word: bit n - 1 for signal n.
-type Mask = u64;
+pub(crate) type Mask = u64;
 
 /// Signals that the default disposition ignores.
 const IGNORED_BY_DEFAULT: [i32; 4] = [libc::SIGCHLD, libc::SIGURG, libc::SIGWINCH, libc::SIGCONT];
 
 /// Those of a failed access to guest memory: blocked, they would end the process.
-const FAULTS: Mask = 1 << (host_fault::SIGNALS[0] - 1) | 1 << (host_fault::SIGNALS[1] - 1);
+pub(crate) const FAULTS: Mask = 1 << (host_fault::SIGNALS[0] - 1) | 1 << (host_fault::SIGNALS[1] - 1);
 
 /// When signals are blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +45,8 @@ pub(crate) struct Signals {
     /// The thread's mask before all that can be were blocked.
     before: Cell<Option<Mask>>,
     /// The mask in effect for KVM_RUN instead of the thread's own.
-    mask: Option<Mask>,
+    mask: Cell<Option<Mask>>,
+    block: Block,
     looked: Cell<Looked>,
     /// A handler has asked for `immediate_exit` before signals were blocked.
     is_interrupted: Cell<bool>,
@@ -63,23 +66,33 @@ enum Looked {
 const PATIENCE: Duration = Duration::from_micros(200);
 
 impl Signals {
-    /// Begins a KVM_RUN; `mask` is in effect instead of the thread's own.
-    pub(crate) fn new(mask: Option<Mask>, block: Block) -> Self {
+    /// Prepares for a KVM_RUN. To be dropped when the vCPU is unlocked: then handlers run.
+    pub(crate) fn new(block: Block) -> Self {
         host_fault::install();
-        let looked = match mask {
-            Some(_) => Looked::Never,
-            None => Looked::JustNow,
-        };
-        let signals = Self {
+        Self {
             before: Cell::new(None),
-            mask,
-            looked: Cell::new(looked),
+            mask: Cell::new(None),
+            block,
+            looked: Cell::new(Looked::JustNow),
             is_interrupted: Cell::new(false),
-        };
-        if block == Block::AtOnce || mask.is_some() {
-            signals.before.set(Some(exchange(!FAULTS)));
         }
-        signals
+    }
+
+    /// Begins the KVM_RUN; `mask` is in effect instead of the thread's own.
+    pub(crate) fn begin(&self, mask: Option<Mask>) {
+        self.mask.set(mask);
+        if mask.is_some() {
+            self.looked.set(Looked::Never);
+        }
+        if self.block == Block::AtOnce || mask.is_some() {
+            self.block_all();
+        }
+    }
+
+    fn block_all(&self) {
+        let held = exchange(!FAULTS);
+        // A signal that was deferred until here has left nothing else unblocked.
+        self.before.set(Some(deferral::mask_before().unwrap_or(held)));
     }
 
     /// Whether signals are blocked.
@@ -90,7 +103,7 @@ impl Signals {
     /// Blocks signals if they are not. What a handler has asked for until then ends the run.
     pub(crate) fn block(&self, immediate_exit: impl Fn() -> bool) {
         if !self.are_blocked() {
-            self.before.set(Some(exchange(!FAULTS)));
+            self.block_all();
             self.is_interrupted.set(immediate_exit());
         }
     }
@@ -121,7 +134,7 @@ impl Signals {
         if self.is_interrupted.get() {
             return true;
         }
-        let effective = self.mask.or(self.before.get()).unwrap_or(Mask::MAX);
+        let effective = self.mask.get().or(self.before.get()).unwrap_or(Mask::MAX);
         let pending = pending() & !effective;
         pending != 0 && (1..=64).any(|signal| pending >> (signal - 1) & 1 != 0 && counts(signal))
     }
@@ -130,7 +143,7 @@ impl Signals {
 impl Drop for Signals {
     fn drop(&mut self) {
         if let Some(before) = self.before.get() {
-            exchange(before);
+            deferral::restore(before);
         }
     }
 }
@@ -139,7 +152,7 @@ impl Drop for Signals {
 const KERNEL_SET_BYTES: usize = 8;
 
 /// Replaces the thread's mask by the kernel's own call: the C library would keep two signals.
-fn exchange(mask: Mask) -> Mask {
+pub(crate) fn exchange(mask: Mask) -> Mask {
     let mut old: Mask = 0;
     // SAFETY: both sets are words of the size given. The C library's internal signals are blocked
     // for the length of one KVM_RUN only, and looked at in every slice.
@@ -188,39 +201,45 @@ mod tests {
 
     extern "C" fn nothing(_: i32) {}
 
+    fn begun(mask: Option<Mask>, block: Block) -> Signals {
+        let signals = Signals::new(block);
+        signals.begin(mask);
+        signals
+    }
+
     #[test]
     fn a_signal_with_a_handler_is_seen_and_an_ignored_one_is_not() {
         // SAFETY: the handler does nothing.
         unsafe { libc::signal(libc::SIGUSR2, nothing as *const () as usize) };
-        let blocked = Signals::new(None, Block::AtOnce);
+        let blocked = begun(None, Block::AtOnce);
         assert!(!blocked.is_pending());
         raise(libc::SIGWINCH);
         assert!(!blocked.is_pending());
         raise(libc::SIGUSR2);
         assert!(blocked.is_pending());
         drop(blocked);
-        assert!(!Signals::new(None, Block::AtOnce).is_pending());
+        assert!(!begun(None, Block::AtOnce).is_pending());
     }
 
     #[test]
     fn a_signal_outside_the_effective_mask_does_not_count() {
         // SAFETY: the handler does nothing.
         unsafe { libc::signal(libc::SIGUSR1, nothing as *const () as usize) };
-        let blocked = Signals::new(Some(1 << (libc::SIGUSR1 - 1)), Block::AtOnce);
+        let blocked = begun(Some(1 << (libc::SIGUSR1 - 1)), Block::AtOnce);
         raise(libc::SIGUSR1);
         assert!(!blocked.is_pending());
     }
 
     #[test]
     fn signals_are_blocked_later_and_an_early_wish_counts() {
-        let signals = Signals::new(None, Block::Later);
+        let signals = begun(None, Block::Later);
         assert!(!signals.are_blocked());
         signals.block(|| false);
         assert!(signals.are_blocked());
         assert!(!signals.is_pending());
-        let signals = Signals::new(None, Block::Later);
+        let signals = begun(None, Block::Later);
         signals.block(|| true);
         assert!(signals.is_pending_lately());
-        assert!(Signals::new(Some(0), Block::Later).are_blocked());
+        assert!(begun(Some(0), Block::Later).are_blocked());
     }
 }

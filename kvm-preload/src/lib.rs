@@ -4,46 +4,23 @@
 //! - `open`, `open64`, `openat`, `openat64` and their fortified forms `__open_2`, `__open64_2`,
 //!   `__openat_2`, `__openat64_2`: the path `/dev/kvm` opens [`kvm_api`]'s system, whether there is
 //!   a real one or not;
-//! - `ioctl`: descriptors of [`kvm_api`] are answered by it.
+//! - `ioctl`: descriptors of [`kvm_api`] are answered by it;
+//! - `sigaction`, `signal` and their like: see `handlers`.
 //!
 //! Every other call goes to the next definition of the symbol. `mmap`, `dup`, `close` and the rest
 //! need no help, as the descriptors are real ones. A program that makes system calls itself
 //! (statically linked, or a Go program) is not reached.
 #![expect(unsafe_code, reason = "the C ABI of interposed functions")]
 
+pub mod handlers;
+mod next;
+
 use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
-use core::sync::atomic::{AtomicPtr, Ordering};
 
 use kvm_api::{Errno, abi};
+use next::Next;
 
-/// The next definition of a symbol behind this library's, looked up once.
-struct Next {
-    name: &'static CStr,
-    address: AtomicPtr<c_void>,
-}
-
-impl Next {
-    const fn new(name: &'static CStr) -> Self {
-        Self {
-            name,
-            address: AtomicPtr::new(core::ptr::null_mut()),
-        }
-    }
-
-    /// Returns the address; null if there is no such symbol.
-    fn get(&self) -> *mut c_void {
-        let known = self.address.load(Ordering::Relaxed);
-        if !known.is_null() {
-            return known;
-        }
-        // SAFETY: the name is a C string.
-        let found = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        self.address.store(found, Ordering::Relaxed);
-        found
-    }
-}
-
-fn fail(errno: c_int) -> c_int {
+pub(crate) fn fail(errno: c_int) -> c_int {
     // SAFETY: the address of this thread's errno.
     unsafe { *libc::__errno_location() = errno };
     -1
@@ -64,6 +41,7 @@ fn open_kvm(flags: c_int) -> c_int {
         Ok(fd) => fd,
         Err(errno) => return fail(errno.raw()),
     };
+    handlers::adopt_all();
     if flags & libc::O_CLOEXEC == 0 {
         // SAFETY: a descriptor that was just made.
         unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };

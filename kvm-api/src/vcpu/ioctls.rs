@@ -1,8 +1,9 @@
 //! The table of vCPU ioctls, and the methods of [`Vcpu`] behind it.
 
+use crate::deferral;
 use crate::dispatch::{Row, done, get, put};
 use crate::errno::{Errno, Result};
-use crate::signals::Block;
+use crate::signals::{Block, Signals};
 use crate::uaccess::UserPtr;
 use crate::uapi::*;
 use crate::vcpu::msr::Initiator;
@@ -20,7 +21,10 @@ const fn row(request: u32, handler: Handler) -> Row<Arc<Vcpu>> {
 pub(crate) const IOCTLS: &[Row<Arc<Vcpu>>] = &[
     row(KVM_RUN, |vcpu, arg| {
         if arg == 0 {
-            done(vcpu.with(|vcpu| vcpu.run(Block::AtOnce)))
+            done(vcpu.run_blocking(match deferral::handlers_defer() {
+                true => Block::Later,
+                false => Block::AtOnce,
+            }))
         } else {
             Err(Errno::EINVAL)
         }
@@ -222,7 +226,12 @@ impl Vcpu {
     /// later ones wait until the call returns EINTR. The thread must not block SIGSEGV and SIGBUS:
     /// memory that vanishes under the guest is found by them.
     pub fn run(&self) -> Result<()> {
-        self.with(|vcpu| vcpu.run(Block::Later))
+        self.run_blocking(Block::Later)
+    }
+
+    fn run_blocking(&self, block: Block) -> Result<()> {
+        let signals = Signals::new(block);
+        self.with(|vcpu| vcpu.run(&signals))
     }
 
     /// Returns the general-purpose registers: api.rst, "KVM_GET_REGS".

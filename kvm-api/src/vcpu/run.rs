@@ -2,7 +2,7 @@
 
 use crate::errno::{Errno, Result};
 use crate::run_page::offset;
-use crate::signals::{Block, Signals};
+use crate::signals::Signals;
 use crate::vcpu::Loaded;
 use crate::vcpu::completion::Completion;
 use kvm_bindings::*;
@@ -23,10 +23,10 @@ const SYNC_REGS: u64 = (KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EV
 
 impl Loaded<'_> {
     /// Runs the guest until something concerns user space.
-    pub(crate) fn run(&mut self, block: Block) -> Result<()> {
-        let signals = Signals::new(self.state.signal_mask, block);
+    pub(crate) fn run(&mut self, signals: &Signals) -> Result<()> {
+        signals.begin(self.state.signal_mask);
         self.load_fpu();
-        let result = self.run_with(&signals);
+        let result = self.run_with(signals);
         self.put_fpu();
         self.store_sync_regs(self.run.read(offset::VALID_REGS));
         self.post_run_save();
