@@ -96,13 +96,7 @@ unsafe fn queue_again(signal: c_int, info: *mut libc::siginfo_t) -> bool {
         let errno = libc::__errno_location();
         let before = *errno;
         let (process, thread) = (libc::getpid(), libc::syscall(libc::SYS_gettid));
-        let sent = libc::syscall(
-            libc::SYS_rt_tgsigqueueinfo,
-            process,
-            thread,
-            signal,
-            info,
-        );
+        let sent = libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, info);
         *errno = before;
         sent == 0
     }

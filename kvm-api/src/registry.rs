@@ -11,9 +11,10 @@ use crate::mm::{self, MmId};
 use crate::system::Kvm;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::RawFd;
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard, Weak};
 
 /// What a descriptor names.
 #[derive(Clone, Debug)]
@@ -58,15 +59,56 @@ pub(crate) fn insert(id: FileId, object: Object) {
     );
 }
 
+thread_local! {
+    /// The vCPU that this thread has used last: threads that run vCPUs do not share a lock.
+    static LAST_VCPU: RefCell<Option<LastVcpu>> = const { RefCell::new(None) };
+}
+
+struct LastVcpu {
+    id: FileId,
+    vcpu: Weak<Vcpu>,
+    owner: MmId,
+}
+
 /// Returns the object that a descriptor names.
 pub(crate) fn lookup(descriptor: RawFd) -> Option<Entry> {
-    if let Some(entry) = fd::marked_identity(descriptor).and_then(find) {
-        return Some(entry);
+    if let Some(id) = fd::marked_identity(descriptor) {
+        if let Some(entry) = last_vcpu(id) {
+            return Some(entry);
+        }
+        if let Some(entry) = find(id) {
+            remember(id, &entry);
+            return Some(entry);
+        }
     }
     let id = fd::identity(descriptor)?;
     let entry = find(id)?;
     fd::mark(descriptor, id);
     Some(entry)
+}
+
+fn last_vcpu(id: FileId) -> Option<Entry> {
+    // It is gone when the thread is about to end.
+    let of_thread = LAST_VCPU.try_with(|last| {
+        let last = last.borrow();
+        let last = last.as_ref().filter(|last| last.id == id)?;
+        Some(Entry {
+            object: Object::Vcpu(last.vcpu.upgrade()?),
+            owner: last.owner,
+        })
+    });
+    of_thread.ok().flatten()
+}
+
+fn remember(id: FileId, entry: &Entry) {
+    if let Object::Vcpu(vcpu) = &entry.object {
+        let new = LastVcpu {
+            id,
+            vcpu: Arc::downgrade(vcpu),
+            owner: entry.owner,
+        };
+        let _ = LAST_VCPU.try_with(|last| last.replace(Some(new)));
+    }
 }
 
 /// As [`lookup`], in a signal handler that may have interrupted a holder of the lock: then the

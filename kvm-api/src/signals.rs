@@ -25,7 +25,8 @@ pub(crate) type Mask = u64;
 const IGNORED_BY_DEFAULT: [i32; 4] = [libc::SIGCHLD, libc::SIGURG, libc::SIGWINCH, libc::SIGCONT];
 
 /// Those of a failed access to guest memory: blocked, they would end the process.
-pub(crate) const FAULTS: Mask = 1 << (host_fault::SIGNALS[0] - 1) | 1 << (host_fault::SIGNALS[1] - 1);
+pub(crate) const FAULTS: Mask =
+    1 << (host_fault::SIGNALS[0] - 1) | 1 << (host_fault::SIGNALS[1] - 1);
 
 /// When signals are blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +93,8 @@ impl Signals {
     fn block_all(&self) {
         let held = exchange(!FAULTS);
         // A signal that was deferred until here has left nothing else unblocked.
-        self.before.set(Some(deferral::mask_before().unwrap_or(held)));
+        self.before
+            .set(Some(deferral::mask_before().unwrap_or(held)));
     }
 
     /// Whether signals are blocked.

@@ -1,6 +1,6 @@
-//! An unmodified program on the `kvm-ioctls` crate works under the preload library.
+//! Unmodified programs on the `kvm-ioctls` crate, and on system calls, work under the preload library.
 //!
-//! The program is the example `modes`; the library is built here, because Cargo does not build a
+//! The programs are the examples; the library is built here, because Cargo does not build a
 //! `cdylib` for the tests of its package.
 
 use std::path::{Path, PathBuf};
@@ -32,8 +32,8 @@ fn library() -> PathBuf {
     folder.join("libkvm_preload.so")
 }
 
-fn run_example(library: &Path) -> Output {
-    let example = artefacts().join("examples/modes");
+fn run_example(name: &str, library: &Path) -> Output {
+    let example = artefacts().join("examples").join(name);
     assert!(example.exists(), "cargo builds examples for tests");
     Command::new(example)
         .env("LD_PRELOAD", library)
@@ -43,7 +43,7 @@ fn run_example(library: &Path) -> Output {
 
 #[test]
 fn a_vmm_on_kvm_ioctls_runs_guests_in_four_modes() {
-    let output = run_example(&library());
+    let output = run_example("modes", &library());
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
@@ -52,4 +52,28 @@ fn a_vmm_on_kvm_ioctls_runs_guests_in_four_modes() {
     );
     let expected = "API version 12\nReal: 0x1234\nProtected: 0x1234\nPaged: 0x1234\nLong: 0x1234\n";
     assert_eq!(text, expected);
+}
+
+#[test]
+fn signal_handlers_run_between_the_calls_of_kvm_run() {
+    let output = run_example("signals", &library());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let expected = [
+        "own handler",
+        "no gap",
+        "EINTR",
+        "handled",
+        "all sent",
+        "consistent",
+        "reset",
+    ];
+    assert_eq!(
+        text,
+        expected.map(|line| format!("{line}: true\n")).concat()
+    );
 }

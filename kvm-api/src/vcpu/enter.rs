@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use vmx_model::arch::{Cr0, Rflags};
 use vmx_model::controls::ProcControls;
 use vmx_model::event::{EventType, InterruptionInfo, vector};
+use vmx_model::exit_reason::ExitReason;
 use vmx_model::field::Field;
 use vmx_model::outcome::VmxOutcome;
 use vmx_model::processor::EntryOutcome;
@@ -427,9 +428,11 @@ impl Loaded<'_> {
 
     /// An IRET that faulted has unblocked NMIs: they are blocked again.
     fn recover_nmi_blocking(&mut self, exit: u32) {
+        if exit != u32::from(ExitReason::EXCEPTION_OR_NMI.0) {
+            return;
+        }
         let info = self.vmcs.read(Field::VM_EXIT_INTERRUPTION_INFORMATION) as u32;
-        let by_exception = exit == 0 && info & InterruptionInfo::NMI_UNBLOCKING != 0;
-        if by_exception && info as u8 != vector::DF {
+        if info & InterruptionInfo::NMI_UNBLOCKING != 0 && info as u8 != vector::DF {
             self.set_nmi_masked(true);
         }
     }

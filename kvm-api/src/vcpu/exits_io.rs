@@ -55,9 +55,11 @@ impl Loaded<'_> {
     /// An OUT is stepped over with the next KVM_RUN; with the quirk OUT_7E_INC_RIP one to port 7EH
     /// at once.
     fn leave_port_out(&mut self, port: u16, linear_rip: u64) {
-        let quirks = !self.vm.config().enabled.disabled_quirks;
-        let at_once = port == 0x7e && quirks & u64::from(KVM_X86_QUIRK_OUT_7E_INC_RIP) != 0;
-        if at_once {
+        let has_quirk = || {
+            let disabled = self.vm.config().enabled.disabled_quirks;
+            disabled & u64::from(KVM_X86_QUIRK_OUT_7E_INC_RIP) == 0
+        };
+        if port == 0x7e && has_quirk() {
             let _ = self.skip_instruction();
         } else {
             self.state.completion = Completion::PortOut { linear_rip };

@@ -85,7 +85,7 @@ impl Loaded<'_> {
         let reinjects = self.state.exception.injected
             || self.state.interrupt.injected
             || self.state.nmi.injected;
-        self.is_interrupt_allowed() && !reinjects && !self.state.exception.pending
+        !reinjects && !self.state.exception.pending && self.is_interrupt_allowed()
     }
 
     fn is_interrupt_allowed(&self) -> bool {
