@@ -39,8 +39,6 @@ const MAX_MODES: usize = 1 << 12;
 /// What a block was decoded for, besides its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) struct CodeMode {
-    /// What the processor has: an instruction that it lacks is not in a block.
-    pub(crate) features: FeatureSet,
     /// CS base; 0 in 64-bit mode.
     pub(crate) cs_base: u64,
     /// The last offset that may be fetched.
@@ -142,8 +140,9 @@ impl Drop for Block {
 #[derive(Default)]
 pub(crate) struct BlockCache {
     blocks: HashMap<Key, Box<Block>, BuildHasherDefault<KeyHasher>>,
-    modes: HashMap<CodeMode, u32>,
-    last_mode: Option<(CodeMode, u32)>,
+    modes: HashMap<CodeMode, u32, BuildHasherDefault<KeyHasher>>,
+    /// The modes last asked for: a processor goes to and fro between few.
+    recent_modes: [Option<(CodeMode, u32)>; 2],
     /// Blocks that are no more found, but that links may still lead to.
     #[expect(clippy::vec_box, reason = "links point to what is in the boxes")]
     retired: Vec<Box<Block>>,
@@ -152,14 +151,13 @@ pub(crate) struct BlockCache {
 impl BlockCache {
     /// Returns the number that stands for `mode` in keys.
     pub(crate) fn mode_number(&mut self, mode: &CodeMode) -> u32 {
-        if let Some((last, number)) = self.last_mode
-            && last == *mode
-        {
-            return number;
+        let known = self.recent_modes.iter().flatten().find(|(m, _)| m == mode);
+        if let Some((_, number)) = known {
+            return *number;
         }
         let next = self.modes.len() as u32;
         let number = *self.modes.entry(*mode).or_insert(next);
-        self.last_mode = Some((*mode, number));
+        self.recent_modes = [Some((*mode, number)), self.recent_modes[0]];
         number
     }
 
@@ -173,7 +171,7 @@ impl BlockCache {
         self.blocks.clear();
         self.retired.clear();
         self.modes.clear();
-        self.last_mode = None;
+        self.recent_modes = [None; 2];
     }
 
     /// Takes a block out of use.
@@ -221,17 +219,18 @@ struct Decoded {
     traits: Traits,
 }
 
-/// Decodes the block at `rip` from `bytes`, the rest of its page; `None` if not even the first
-/// instruction can be taken from there.
+/// Decodes the block at `rip` from `bytes`, the rest of its page, for a processor that has
+/// `features`; `None` if not even the first instruction can be taken from there.
 pub(crate) fn build(
     rip: u64,
     mode: &CodeMode,
+    features: &FeatureSet,
     bytes: &[u8],
     generation: *const AtomicU64,
 ) -> Option<Box<Block>> {
     let room = mode.cs_limit.checked_sub(rip)?.saturating_add(1);
     let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
-    let decoded = decode_run(rip, mode, bytes, max_insns(mode));
+    let decoded = decode_run(rip, mode, features, bytes);
     if decoded.is_empty() {
         return None;
     }
@@ -239,15 +238,16 @@ pub(crate) fn build(
     Some(finish(rip, mode, &bytes[..length], decoded, generation))
 }
 
-/// Decodes up to `limit` instructions, up to the first that ends a block or that cannot be decoded
+/// Decodes instructions, as many as the mode takes, up to the first that ends a block or that cannot be decoded
 /// or executed here.
-fn decode_run(rip: u64, mode: &CodeMode, bytes: &[u8], limit: usize) -> Vec<Decoded> {
-    let mut decoder = Decoder::with_ip(mode.bits, bytes, rip, mode.features.decoder_options());
+fn decode_run(rip: u64, mode: &CodeMode, features: &FeatureSet, bytes: &[u8]) -> Vec<Decoded> {
+    let limit = max_insns(mode);
+    let mut decoder = Decoder::with_ip(mode.bits, bytes, rip, features.decoder_options());
     let mut run: Vec<Decoded> = Vec::new();
     let mut i = Instruction::default();
     while run.len() < limit && decoder.can_decode() {
         decoder.decode_out(&mut i);
-        if i.is_invalid() || !mode.features.allows(i.code()) {
+        if i.is_invalid() || !features.allows(i.code()) {
             break;
         }
         let Some(Row { plain, traits }) = exec::lookup(i.code()) else {

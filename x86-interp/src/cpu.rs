@@ -115,6 +115,7 @@ impl Cpu {
     /// Replaces what CPUID reports, and with it what instructions and control bits exist.
     pub fn set_cpuid(&mut self, table: CpuidTable) {
         self.cpuid = table;
+        self.drop_blocks();
         self.flush_tlb_all();
     }
 

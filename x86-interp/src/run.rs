@@ -85,6 +85,8 @@ pub(crate) struct Engine {
     code_marks: u64,
     /// The reason behind [`Left::Fault`].
     pub(crate) fault: Option<Fault>,
+    /// See [`Cpu::set_only_processors_write`].
+    only_processors_write: bool,
 }
 
 impl Default for Hot {
@@ -211,10 +213,24 @@ impl Cpu {
         }
     }
 
-    /// Notes that memory may have been written other than by a processor: decoded code is compared
-    /// with memory before it runs again.
-    pub(crate) fn outside_may_have_written(&mut self) {
+    /// Says whether guest memory is written by processors only: then nothing else is looked for at
+    /// each access to a device and at the beginning of each run. Who writes nevertheless calls
+    /// [`Self::outside_has_written`] before the next run.
+    pub fn set_only_processors_write(&mut self, only: bool) {
+        self.engine.only_processors_write = only;
+    }
+
+    /// Notes that memory has been written other than by a processor: decoded code is compared with
+    /// memory before it runs again.
+    pub fn outside_has_written(&mut self) {
         self.hot.epoch = self.hot.epoch.wrapping_add(1);
+    }
+
+    /// As [`Self::outside_has_written`], unless only processors write.
+    pub(crate) fn outside_may_have_written(&mut self) {
+        if !self.engine.only_processors_write {
+            self.outside_has_written();
+        }
     }
 
     /// Looks for kicks, stops, events and the end of the budget.
@@ -311,7 +327,9 @@ impl Cpu {
                 if !ram.read(offset, bytes) {
                     return None;
                 }
-                let block = block::build(key.rip, mode, bytes, ram.code.generation())?;
+                let features = self.cpuid.features();
+                let generation = ram.code.generation();
+                let block = block::build(key.rip, mode, &features, bytes, generation)?;
                 self.engine.blocks.insert(key, block);
             }
             let block = self.engine.blocks.get(&key)?;
@@ -365,7 +383,6 @@ impl Cpu {
             (false, false) => stack::SEGMENTED,
         };
         CodeMode {
-            features: self.cpuid.features(),
             cs_base: if is_long { 0 } else { cs.base },
             cs_limit: if is_long {
                 u64::MAX

@@ -117,7 +117,7 @@ impl Cpu {
         self.delivering = state.delivering;
         self.retired = state.retired;
         self.pending_stop = None;
-        self.engine.blocks.clear();
+        self.drop_blocks();
         self.set_arch_state(&state.arch);
         Ok(())
     }

@@ -220,6 +220,8 @@ impl Machine {
         let mut cpu = Box::new(Cpu::new(Arc::clone(&self.phys), bus, Box::new(clock)));
         cpu.set_cpuid(config.cpuid.table());
         cpu.set_local_apic(Box::new(seat));
+        // No device of the board writes memory; what others write is noted in `run`.
+        cpu.set_only_processors_write(true);
         cpu.system_registers_mut().apic_id = n as u32;
         let mut vmx = config.vmx.clone();
         vmx.facts = cpu.cpuid_table().facts();
@@ -291,6 +293,9 @@ impl Machine {
     /// Runs until the machine ends, or its time reaches `limit_ticks`.
     pub fn run(&mut self, limit_ticks: u64) -> Outcome {
         let mut quiet_since = self.now;
+        for seated in &mut self.cpus {
+            seated.cpu.outside_has_written();
+        }
         loop {
             let start = self.now;
             let mut longest = 0;
