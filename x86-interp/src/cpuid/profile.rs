@@ -103,8 +103,8 @@ const INTEGER: &[Feature] = &[
     F::Movdiri,
 ];
 
-/// System features that Linux does not offer to guests.
-const RARE: &[Feature] = &[F::Pks];
+/// System features that the default profile does not have.
+const RARE: &[Feature] = &[F::Pks, F::Waitpkg];
 
 /// Vector instruction sets, most of which stop with `Stop::Unimplemented` today.
 const VECTOR: &[Feature] = &[
@@ -129,7 +129,7 @@ impl Profile {
         physical_address_bits: 46,
         linear_address_bits: 57,
     };
-    /// The default, protection keys for supervisor pages, and the vector instruction sets that this
+    /// The default, protection keys for supervisor pages, user-level waiting, and the vector instruction sets that this
     /// crate knows by name.
     pub const EVERYTHING: Self = Self {
         name: "everything",

@@ -32,6 +32,7 @@ mod stack;
 mod string;
 mod time;
 mod transfer;
+mod user_wait;
 mod vector_move;
 mod vmx;
 pub(crate) mod xsave;
@@ -86,6 +87,7 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     cpuid::lookup,
     msr::lookup,
     time::lookup,
+    user_wait::lookup,
     io::lookup,
     cache::lookup,
     protection::lookup,

@@ -60,8 +60,11 @@ impl Cpu {
         }
         let found = self.walk(linear, access, privilege)?;
         if self.is_apic_access_page(found.physical) {
-            // Each access is looked at.
-            return Ok(found.physical);
+            // Each access is looked at; a fetch, here.
+            return match access {
+                Access::Execute => self.virtualize_apic_access(found.physical, 1, access),
+                _ => Ok(found.physical),
+            };
         }
         let context = self.context_for(privilege);
         self.remember(linear, context, &found);

@@ -1,0 +1,7 @@
+//! VMX by guests that run: what `vmx-model` decides and `x86-interp` carries out, together.
+//!
+//! SDM Vol. 3C, chapters "VMX Non-Root Operation", "VM Entries", "VM Exits", "APIC Virtualization
+//! and Virtual Interrupts".
+
+mod exit_reasons;
+mod host;
