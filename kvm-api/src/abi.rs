@@ -15,12 +15,14 @@ use crate::fd::{self, Backing};
 use crate::mm;
 use crate::registry::{self, Entry, Object};
 use crate::system::{self, Kvm};
+use crate::uapi::{KVMIO, request_type};
 use crate::vcpu;
 use crate::vm;
 use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::Arc;
 
 pub use crate::deferral::{defer_signal, handlers_defer, set_handlers_defer};
+pub use crate::watch::{begin_descriptor_change, end_descriptor_change, watch_descriptors};
 
 /// Opens the system, as `open("/dev/kvm", O_RDWR | O_CLOEXEC)` does.
 ///
@@ -54,7 +56,10 @@ pub fn ioctl(fd: RawFd, request: u32, arg: u64) -> Option<Result<i64>> {
     let Some(_inside) = Inside::enter() else {
         return registry::is_known_at_once(fd).then_some(Err(Errno::EINTR));
     };
-    let entry = registry::lookup(fd)?;
+    let entry = match request_type(request) {
+        KVMIO => registry::lookup_again(fd),
+        _ => registry::lookup(fd),
+    }?;
     Some(perform(&entry, request, arg))
 }
 
@@ -121,7 +126,10 @@ pub fn owns(fd: RawFd) -> bool {
 pub fn close(fd: RawFd) -> Result<()> {
     let _inside = Inside::enter().ok_or(Errno::EINTR)?;
     let ours = registry::lookup(fd).is_some();
-    fd::close(fd)?;
+    begin_descriptor_change();
+    let closed = fd::close(fd);
+    end_descriptor_change();
+    closed?;
     if ours {
         registry::sweep();
     }

@@ -11,6 +11,7 @@
 
 use crate::errno::{Errno, Result};
 use crate::uapi::PAGE_SIZE;
+use crate::watch;
 use core::ffi::CStr;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -136,6 +137,9 @@ impl Backing {
         set_size(&fd, bytes)?;
         let len = usize::try_from(bytes.max(PAGE_SIZE)).expect("at most a few pages");
         let map = map_shared(&fd, len)?;
+        // The number may have been another object's, closed unseen.
+        watch::begin_descriptor_change();
+        watch::end_descriptor_change();
         let id = identity(raw).ok_or(Errno::EBADF)?;
         mark(raw, id);
         let backing = Self { id, map, len };

@@ -34,6 +34,7 @@ pub mod uapi;
 mod vcpu;
 mod vm;
 mod vmx;
+mod watch;
 
 pub use errno::{Errno, Result};
 pub use system::Kvm;

@@ -11,6 +11,7 @@ use crate::mm::{self, MmId};
 use crate::system::Kvm;
 use crate::vcpu::Vcpu;
 use crate::vm::Vm;
+use crate::watch::{self, Moment, TRUSTED_USES};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::RawFd;
@@ -60,38 +61,50 @@ pub(crate) fn insert(id: FileId, object: Object) {
 }
 
 thread_local! {
-    /// The vCPU that this thread has used last: threads that run vCPUs do not share a lock.
+    /// The vCPU that this thread has used last.
     static LAST_VCPU: RefCell<Option<LastVcpu>> = const { RefCell::new(None) };
 }
 
 struct LastVcpu {
-    id: FileId,
+    descriptor: RawFd,
     vcpu: Weak<Vcpu>,
     owner: MmId,
+    /// When it was found that the descriptor names the vCPU, and how often that was believed.
+    seen: Moment,
+    uses: u32,
 }
 
-/// Returns the object that a descriptor names.
-pub(crate) fn lookup(descriptor: RawFd) -> Option<Entry> {
-    if let Some(id) = fd::marked_identity(descriptor) {
-        if let Some(entry) = last_vcpu(id) {
-            return Some(entry);
+/// As [`lookup`], but may go by what this thread has found out before: for requests that only
+/// descriptors of ours know.
+pub(crate) fn lookup_again(descriptor: RawFd) -> Option<Entry> {
+    last_vcpu(descriptor).or_else(|| {
+        let seen = watch::now();
+        let entry = lookup(descriptor)?;
+        if let (Some(seen), Object::Vcpu(vcpu)) = (seen, &entry.object) {
+            let last = LastVcpu {
+                descriptor,
+                vcpu: Arc::downgrade(vcpu),
+                owner: entry.owner,
+                seen,
+                uses: 0,
+            };
+            // It is gone when the thread is about to end.
+            let _ = LAST_VCPU.try_with(|of_thread| of_thread.replace(Some(last)));
         }
-        if let Some(entry) = find(id) {
-            remember(id, &entry);
-            return Some(entry);
-        }
-    }
-    let id = fd::identity(descriptor)?;
-    let entry = find(id)?;
-    fd::mark(descriptor, id);
-    Some(entry)
+        Some(entry)
+    })
 }
 
-fn last_vcpu(id: FileId) -> Option<Entry> {
-    // It is gone when the thread is about to end.
+fn last_vcpu(descriptor: RawFd) -> Option<Entry> {
+    let now = watch::now()?;
     let of_thread = LAST_VCPU.try_with(|last| {
-        let last = last.borrow();
-        let last = last.as_ref().filter(|last| last.id == id)?;
+        let mut last = last.borrow_mut();
+        let last = last.as_mut()?;
+        last.uses += 1;
+        let is_same = last.descriptor == descriptor && last.seen == now;
+        if !is_same || last.uses > TRUSTED_USES {
+            return None;
+        }
         Some(Entry {
             object: Object::Vcpu(last.vcpu.upgrade()?),
             owner: last.owner,
@@ -100,15 +113,15 @@ fn last_vcpu(id: FileId) -> Option<Entry> {
     of_thread.ok().flatten()
 }
 
-fn remember(id: FileId, entry: &Entry) {
-    if let Object::Vcpu(vcpu) = &entry.object {
-        let new = LastVcpu {
-            id,
-            vcpu: Arc::downgrade(vcpu),
-            owner: entry.owner,
-        };
-        let _ = LAST_VCPU.try_with(|last| last.replace(Some(new)));
+/// Returns the object that a descriptor names.
+pub(crate) fn lookup(descriptor: RawFd) -> Option<Entry> {
+    if let Some(entry) = fd::marked_identity(descriptor).and_then(find) {
+        return Some(entry);
     }
+    let id = fd::identity(descriptor)?;
+    let entry = find(id)?;
+    fd::mark(descriptor, id);
+    Some(entry)
 }
 
 /// As [`lookup`], in a signal handler that may have interrupted a holder of the lock: then the

@@ -5,13 +5,16 @@
 //!   `__openat_2`, `__openat64_2`: the path `/dev/kvm` opens [`kvm_api`]'s system, whether there is
 //!   a real one or not;
 //! - `ioctl`: descriptors of [`kvm_api`] are answered by it;
+//! - `close`, `closefrom`, `close_range`, `dup2` and `dup3`, to notice that a descriptor may have
+//!   become another file's;
 //! - `sigaction`, `signal` and their like: see `handlers`.
 //!
-//! Every other call goes to the next definition of the symbol. `mmap`, `dup`, `close` and the rest
-//! need no help, as the descriptors are real ones. A program that makes system calls itself
+//! Every other call goes to the next definition of the symbol. `mmap`, `dup` and the rest need no
+//! help, as the descriptors are real ones. A program that makes system calls itself
 //! (statically linked, or a Go program) is not reached.
 #![expect(unsafe_code, reason = "the C ABI of interposed functions")]
 
+pub mod descriptors;
 pub mod handlers;
 mod next;
 
@@ -42,6 +45,7 @@ fn open_kvm(flags: c_int) -> c_int {
         Err(errno) => return fail(errno.raw()),
     };
     handlers::adopt_all();
+    abi::watch_descriptors();
     if flags & libc::O_CLOEXEC == 0 {
         // SAFETY: a descriptor that was just made.
         unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };

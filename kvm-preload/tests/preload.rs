@@ -54,16 +54,22 @@ fn a_vmm_on_kvm_ioctls_runs_guests_in_four_modes() {
     assert_eq!(text, expected);
 }
 
-#[test]
-fn signal_handlers_run_between_the_calls_of_kvm_run() {
-    let output = run_example("signals", &library());
+/// Runs an example that prints facts, and expects these, and that they hold.
+fn expect_facts(example: &str, facts: &[&str]) {
+    let output = run_example(example, &library());
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success(),
         "{text}{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let expected = [
+    let expected: String = facts.iter().map(|fact| format!("{fact}: true\n")).collect();
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn signal_handlers_run_between_the_calls_of_kvm_run() {
+    let facts = [
         "own handler",
         "no gap",
         "EINTR",
@@ -72,8 +78,21 @@ fn signal_handlers_run_between_the_calls_of_kvm_run() {
         "consistent",
         "reset",
     ];
-    assert_eq!(
-        text,
-        expected.map(|line| format!("{line}: true\n")).concat()
-    );
+    expect_facts("signals", &facts);
+}
+
+#[test]
+fn a_number_that_is_another_files_now_is_not_taken_for_a_vcpu() {
+    let facts = [
+        "both run",
+        "close",
+        "the copy runs",
+        "dup2",
+        "dup3",
+        "the other runs",
+        "close_range",
+        "a new one runs",
+        "the newer one runs",
+    ];
+    expect_facts("descriptors", &facts);
 }

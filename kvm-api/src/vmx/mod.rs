@@ -32,6 +32,7 @@ impl<'a> CurrentVmcs<'a> {
     }
 
     /// VMREAD.
+    #[inline]
     pub(crate) fn read(&self, field: Field) -> u64 {
         let value = self.processor.borrow_mut().vmx().read(field);
         debug_assert!(value.is_ok(), "VMREAD of {}", field.name());
@@ -39,6 +40,7 @@ impl<'a> CurrentVmcs<'a> {
     }
 
     /// VMWRITE.
+    #[inline]
     pub(crate) fn write(&mut self, field: Field, value: u64) {
         let written = self.vmx().write(field, value);
         debug_assert!(written.is_ok(), "VMWRITE of {}", field.name());
