@@ -12,6 +12,7 @@ pub mod cases;
 pub mod cli;
 pub mod fuzz;
 pub mod guest;
+pub mod hypervisor;
 pub mod known;
 pub mod probe;
 pub mod report;

@@ -322,6 +322,18 @@ impl<'a> Probe<'a> {
         (reply.outcome, reply.bytes.0 == [1])
     }
 
+    /// A bare machine that runs an image for at most so many ticks: what it wrote to the debug-exit
+    /// port, and the bytes at these places of its memory.
+    pub fn machine(
+        &mut self,
+        image: Vec<u8>,
+        reads: &[(u64, u32)],
+        limit_ticks: u64,
+    ) -> (Outcome, Vec<u8>) {
+        let reply = self.perform(&Call::Machine(Bytes(image), reads.to_vec(), limit_ticks));
+        (reply.outcome, reply.bytes.0)
+    }
+
     /// What /proc calls a descriptor.
     pub fn link(&mut self, handle: Handle) -> String {
         let bytes = self.perform(&Call::Link(handle)).bytes.0;

@@ -237,6 +237,11 @@ pub fn work(backend: BackendName, keep: Keep) -> Result<()> {
             bail!("no unit {name}");
         };
         match &mut live {
+            Some(_) if backend == BackendName::Host && unit.needs_bare_machine() => {
+                say(&Line::Skipped(
+                    "a KVM gives no bare machine with VMX".to_owned(),
+                ));
+            }
             Some(backend) if keep == Keep::Calls => {
                 let mut recorder = Recorder::new(&mut **backend);
                 unit.play(&mut recorder, &mut tell);

@@ -19,6 +19,10 @@ impl Backend for DryBackend {
                 | Argument::Descriptors(bytes, _),
             ) => bytes.0.clone(),
             Call::Run(vcpus, _) => vec![0; vcpus.len() * 8],
+            Call::Machine(_, reads, _) => {
+                let lengths = reads.iter().map(|(_, length)| *length as usize);
+                vec![0; lengths.sum()]
+            }
             Call::RunWhile(..) => vec![0; 8],
             Call::Forked(calls) => vec![0; calls.len() * 8],
             _ => Vec::new(),

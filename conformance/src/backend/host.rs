@@ -39,6 +39,11 @@ pub trait Kernel: Copy + Send + Sync {
     /// # Errors
     /// EBADF.
     fn close(&self, fd: RawFd) -> Result<(), Errno>;
+
+    /// Runs an image on a bare machine: see [`Call::Machine`]. A KVM has none: ENODEV.
+    fn machine(&self, _image: &Bytes, _reads: &[(u64, u32)], _limit_ticks: u64) -> Reply {
+        Reply::bare(Err(Errno(libc::ENODEV)))
+    }
 }
 
 /// The kernel of this machine.
@@ -486,6 +491,7 @@ impl<K: Kernel> Backend for SystemBackend<K> {
             }
             Call::Elsewhere(place, call) => self.elsewhere(*place, call),
             Call::Link(handle) => self.link(*handle),
+            Call::Machine(image, reads, limit) => self.kernel.machine(image, reads, *limit),
             Call::Descriptor(handle, call) => self.descriptor(*handle, *call),
             Call::Forked(calls) => {
                 let bytes = self.in_child(|backend| {

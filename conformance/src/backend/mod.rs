@@ -190,6 +190,10 @@ pub enum Call {
     RunWithPending(Handle, u32),
     /// What /proc calls a descriptor.
     Link(Handle),
+    /// A bare machine with one processor that loads this image and runs it for at most so many
+    /// ticks; then the bytes at these places of its memory. The outcome is what the image wrote to
+    /// the debug-exit port.
+    Machine(Bytes, Vec<(u64, u32)>, u64),
     /// The number of the signal that a load from this place of a mapping raises, or 0.
     Touch(Memory, u64),
     /// No descriptor may be free (`true`), or all may be used again (`false`).

@@ -1,11 +1,13 @@
 //! The cases: guests as rows of tables, and scripts of ioctls.
 
+mod bochs;
 mod guests;
 mod ioctls;
 
 use crate::backend::Backend;
 use crate::backend::dry::DryBackend;
 use crate::guest::Guest;
+use crate::hypervisor::Hypervisor;
 use crate::probe::{Probe, Record};
 
 /// What is run at once, in a VM or several of its own: one guest, or one script with many results.
@@ -17,6 +19,7 @@ pub struct Unit {
 
 enum Play {
     Guest(Box<Guest>),
+    Hypervisor(Box<Hypervisor>),
     Script(Script),
 }
 
@@ -28,6 +31,13 @@ impl Unit {
         Unit {
             name: format!("{group}.{}", guest.id),
             play: Play::Guest(Box::new(guest)),
+        }
+    }
+
+    fn hypervisor(group: &str, hypervisor: Hypervisor) -> Unit {
+        Unit {
+            name: format!("{group}.{}", hypervisor.id),
+            play: Play::Hypervisor(Box::new(hypervisor)),
         }
     }
 
@@ -45,6 +55,7 @@ impl Unit {
         let mut probe = Probe::new(backend, group, note);
         match &self.play {
             Play::Guest(guest) => guest.play(&mut probe),
+            Play::Hypervisor(hypervisor) => hypervisor.play(&mut probe),
             Play::Script(script) => script(&mut probe),
         }
         backend.reset();
@@ -58,10 +69,16 @@ impl Unit {
         records
     }
 
-    /// Whether it executes guest code through the guest framework.
+    /// Whether it executes guest code through the guest framework, or a hypervisor's.
     #[must_use]
     pub fn is_guest(&self) -> bool {
-        matches!(self.play, Play::Guest(_))
+        matches!(self.play, Play::Guest(_) | Play::Hypervisor(_))
+    }
+
+    /// Whether it needs a bare machine with VMX, which a KVM has not to give.
+    #[must_use]
+    pub fn needs_bare_machine(&self) -> bool {
+        matches!(self.play, Play::Hypervisor(_))
     }
 }
 
@@ -77,7 +94,11 @@ pub fn units() -> Vec<Unit> {
     let scripts = ioctls::GROUPS
         .iter()
         .chain(guests::SCRIPTS.iter().copied().flatten());
+    let hypervisors = bochs::rows()
+        .into_iter()
+        .map(|hypervisor| Unit::hypervisor("bochs", hypervisor));
     guests
+        .chain(hypervisors)
         .chain(scripts.map(|(group, script)| Unit::script(group, *script)))
         .collect()
 }
@@ -93,6 +114,10 @@ mod tests {
             .into_iter()
             .filter_map(|unit| match unit.play {
                 Play::Guest(guest) => guest.encoded().err().map(|e| format!("{}: {e}", unit.name)),
+                Play::Hypervisor(hypervisor) => {
+                    let image = hypervisor.image().err();
+                    image.map(|e| format!("{}: {e}", unit.name))
+                }
                 Play::Script(_) => None,
             })
             .collect();
