@@ -2,13 +2,16 @@
 //! the three consumers against each other.
 #![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
 
+mod violations;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use serde::Deserialize;
+use violations::Setting;
 use vmx_model::addr::Hpa;
-use vmx_model::arch::{ArchState, Efer};
-use vmx_model::capability::{VmxCapabilities, VmxProfile, msr};
+use vmx_model::arch::ArchState;
+use vmx_model::capability::VmxProfile;
 use vmx_model::checks::{
     self, Beyond, Check, Consequence, EntryEnvironment, FullView, PartialView, Verdict, View,
 };
@@ -148,127 +151,9 @@ fn every_check_in_scope_is_in_the_table_in_order_and_has_its_result() {
     }
 }
 
-#[derive(Deserialize)]
-struct Violation {
-    check: String,
-    base: String,
-    environment: Option<String>,
-    #[serde(default)]
-    with_others: bool,
-    set: Vec<(String, String)>,
-}
-
-#[derive(Deserialize)]
-struct Violations {
-    violation: Vec<Violation>,
-}
-
-fn number(text: &str) -> u64 {
-    u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
-}
-
-/// Applies `value`, `|bits` or `^bits` to a field.
-fn apply(vmcs: &mut Vmcs, field: Field, change: &str) {
-    let old = vmcs.get(field);
-    let value = match change.split_at(1) {
-        ("|", bits) => old | number(bits),
-        ("^", bits) => old ^ number(bits),
-        _ => number(change),
-    };
-    vmcs.set(field, value);
-}
-
-fn apply_all(vmcs: &mut Vmcs, changes: &[(&str, &str)]) {
-    for (id, change) in changes {
-        apply(vmcs, Field::from_id(id).unwrap(), change);
-    }
-}
-
-/// Returns the VMCS and surroundings that a violation starts from.
-fn base(violation: &Violation) -> (Scene, Vmcs) {
-    let profile = match &*violation.base {
-        "minimal" => VmxProfile::minimal(),
-        "default" => VmxProfile::emulator_default(),
-        _ => VmxProfile::everything(),
-    };
-    let mut scene = Scene::new(profile);
-    let of = |guest| valid_vmcs(&scene.profile, guest);
-    let mut vmcs = match &*violation.base {
-        "long" | "minimal" | "default" | "user" | "unrestricted-long" | "tertiary" => {
-            of(Guest::Long)
-        }
-        "protected" | "host32" => of(Guest::Protected),
-        "pae" => of(Guest::Pae),
-        "v86" => of(Guest::Virtual8086),
-        "real" => of(Guest::Real),
-        "unrestricted" => of(Guest::Unpaged),
-        other => panic!("no base {other}"),
-    };
-    let ept = [
-        ("secondary-proc-controls", "|0x82"),
-        ("ept-pointer", "0x1e"),
-    ];
-    match &*violation.base {
-        "user" => apply_all(
-            &mut vmcs,
-            &[
-                ("guest-cs-selector", "0x0b"),
-                ("guest-cs-access-rights", "0xa0fb"),
-                ("guest-ss-selector", "0x13"),
-                ("guest-ss-access-rights", "0xc0f3"),
-            ],
-        ),
-        "unrestricted-long" => apply_all(&mut vmcs, &ept),
-        "pae" => {
-            apply_all(
-                &mut vmcs,
-                &[("secondary-proc-controls", "|0x2"), ("ept-pointer", "0x1e")],
-            );
-        }
-        "host32" => {
-            scene.state.efer = Efer::empty();
-            apply_all(
-                &mut vmcs,
-                &[("exit-controls", "^0x200"), ("host-ia32-efer", "0x0")],
-            );
-        }
-        "tertiary" => apply_all(&mut vmcs, &[("proc-controls", "|0x20000")]),
-        _ => {}
-    }
-    match violation.environment.as_deref() {
-        Some("no-ept-options") => scene.profile = with_msrs(&[(0x48c, 0x0f01_0613_41c1)]),
-        Some("smm-controls") => scene.profile = with_msrs(&[(0x490, 0x0050_ffff_0000_11fb)]),
-        Some("legacy-processor") => scene.state.efer = Efer::empty(),
-        Some("long-processor") => scene.state.efer = Efer::LMA | Efer::LME,
-        Some(other) => panic!("no environment {other}"),
-        None => {}
-    }
-    if violation.base == "tertiary" {
-        scene.profile = with_msrs(&[(0x48e, 0xfffb_fffe_0400_6172), (0x492, 0x1)]);
-    }
-    (scene, vmcs)
-}
-
-/// Returns the profile `everything` with some capability MSRs changed.
-fn with_msrs(changed: &[(u32, u64)]) -> VmxProfile {
-    let everything = VmxProfile::everything();
-    let mut values: BTreeMap<u32, u64> = (msr::IA32_VMX_BASIC..=msr::IA32_VMX_EXIT_CTLS2)
-        .filter_map(|index| Some((index, everything.caps.msr(index)?)))
-        .collect();
-    values.extend(changed.iter().copied());
-    let values: Vec<(u32, u64)> = values.into_iter().collect();
-    VmxProfile::new("changed", VmxCapabilities::new(&values), everything.facts)
-}
-
-fn violations() -> Vec<Violation> {
-    toml::from_str::<Violations>(include_str!("data/violations.toml"))
-        .unwrap()
-        .violation
-}
-
 #[test]
 fn every_check_fails_alone_where_only_it_is_broken() {
-    let violations = violations();
+    let violations = violations::violations();
     let broken: Vec<&str> = violations
         .iter()
         .map(|violation| &*violation.check)
@@ -277,14 +162,22 @@ fn every_check_fails_alone_where_only_it_is_broken() {
     assert_eq!(broken, all, "one violation for every check, in order");
     let mut wrong = Vec::new();
     for violation in &violations {
-        let (scene, mut vmcs) = base(violation);
+        let Setting {
+            profile,
+            state,
+            mut vmcs,
+        } = violations::base(violation);
+        let memory = memory(&profile);
+        let scene = Scene {
+            profile,
+            state,
+            memory,
+        };
         if !violation.with_others && violation.environment.is_none() {
             let before = scene.diagnose(&vmcs);
             assert!(before.is_empty(), "{}: {before:?} before", violation.check);
         }
-        for (id, change) in &violation.set {
-            apply(&mut vmcs, Field::from_id(id).unwrap(), change);
-        }
+        violation.apply(&mut vmcs);
         let found = scene.diagnose(&vmcs);
         let as_expected = if violation.with_others {
             found.contains(&&*violation.check)

@@ -3,5 +3,8 @@
 //! SDM Vol. 3C, chapters "VMX Non-Root Operation", "VM Entries", "VM Exits", "APIC Virtualization
 //! and Virtual Interrupts".
 
+mod entry_checks;
 mod exit_reasons;
 mod host;
+#[path = "../../../vmx-model/tests/violations/mod.rs"]
+mod violations;
