@@ -180,6 +180,29 @@ impl Drop for CpuOfThread {
     }
 }
 
+/// The logical processor that a thread has for the length of a call.
+pub(crate) struct ThisCpu {
+    cpu: Arc<HostCpu>,
+    /// To whom the processor goes back after the call.
+    lent_by: Option<Arc<Host>>,
+}
+
+impl core::ops::Deref for ThisCpu {
+    type Target = HostCpu;
+
+    fn deref(&self) -> &HostCpu {
+        &self.cpu
+    }
+}
+
+impl Drop for ThisCpu {
+    fn drop(&mut self) {
+        if let Some(host) = self.lent_by.take() {
+            lock(&host.virtualization).idle.push(self.cpu.clone());
+        }
+    }
+}
+
 impl Host {
     /// Returns the host of this process.
     pub(crate) fn of_process() -> Arc<Self> {
@@ -326,20 +349,26 @@ impl Host {
     ///
     /// # Errors
     /// ENOMEM.
-    pub(crate) fn this_cpu(self: &Arc<Self>) -> Result<Arc<HostCpu>> {
-        if let Some(cpu) = THIS_CPU.with_borrow(|held| held.as_ref().map(|held| held.cpu.clone())) {
-            return Ok(cpu);
+    pub(crate) fn this_cpu(self: &Arc<Self>) -> Result<ThisCpu> {
+        let held = THIS_CPU.try_with(|held| held.borrow().as_ref().map(|held| held.cpu.clone()));
+        if let Ok(Some(cpu)) = held {
+            return Ok(ThisCpu { cpu, lent_by: None });
         }
         let idle = lock(&self.virtualization).idle.pop();
         let cpu = match idle {
             Some(cpu) => cpu,
             None => self.add_cpu()?,
         };
+        if held.is_err() {
+            // A handler of a thread that has let its processor go, and is about to end.
+            let lent_by = Some(self.clone());
+            return Ok(ThisCpu { cpu, lent_by });
+        }
         THIS_CPU.set(Some(CpuOfThread {
             host: self.clone(),
             cpu: cpu.clone(),
         }));
-        Ok(cpu)
+        Ok(ThisCpu { cpu, lent_by: None })
     }
 
     fn add_cpu(&self) -> Result<Arc<HostCpu>> {

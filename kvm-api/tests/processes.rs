@@ -109,3 +109,35 @@ fn a_descriptor_from_a_socket_names_the_same_vm() {
         abi::close(open).expect("it is open");
     }
 }
+
+/// Asks a vCPU for its registers when the thread has ended all but this.
+struct AsksAtTheEnd(std::sync::Arc<kvm_api::Vcpu>, std::sync::mpsc::Sender<bool>);
+
+impl Drop for AsksAtTheEnd {
+    fn drop(&mut self) {
+        let _ = self
+            .1
+            .send(self.0.run().is_ok() && self.0.get_regs().is_ok());
+    }
+}
+
+thread_local! {
+    static LAST: std::cell::RefCell<Option<AsksAtTheEnd>> = const { std::cell::RefCell::new(None) };
+}
+
+#[test]
+fn a_thread_that_ends_can_still_use_a_vcpu_and_leaves_it_to_others() {
+    // inc ax; out 0x10, ax; jmp
+    let guest = Guest::new(&[0x40, 0xe7, 0x10, 0xeb, 0xfb]);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let vcpu = guest.vcpu.clone();
+    let thread = std::thread::spawn(move || {
+        // Its destructor runs after that of the thread's processor, which is registered later.
+        LAST.set(Some(AsksAtTheEnd(vcpu.clone(), sender)));
+        vcpu.run()
+    });
+    assert_eq!(thread.join().expect("no panic"), Ok(()));
+    assert_eq!(receiver.recv(), Ok(true));
+    guest.vcpu.run().expect("it runs here too");
+    assert_eq!(guest.regs().rax, 3);
+}
