@@ -78,6 +78,7 @@ fn perform(entry: &Entry, request: u32, arg: u64) -> Result<i64> {
             Some(handler) => handler(vcpu, arg),
             None => Err(Errno::EINVAL),
         },
+        Object::Stranger => Err(Errno::EIO),
     }
 }
 

@@ -136,7 +136,7 @@ impl Backing {
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
         set_size(&fd, bytes)?;
         let len = usize::try_from(bytes.max(PAGE_SIZE)).expect("at most a few pages");
-        let map = map_shared(&fd, len)?;
+        let map = map_shared(raw, len)?;
         // The number may have been another object's, closed unseen.
         watch::begin_descriptor_change();
         watch::end_descriptor_change();
@@ -144,6 +144,17 @@ impl Backing {
         mark(raw, id);
         let backing = Self { id, map, len };
         Ok((backing, fd))
+    }
+
+    /// Maps the memory file of an object that another program made, which may have been this
+    /// process before `exec`.
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub(crate) fn adopt(fd: RawFd, id: FileId) -> Result<Self> {
+        let len = usize::try_from(PAGE_SIZE).expect("a page");
+        let map = map_shared(fd, len)?;
+        Ok(Self { id, map, len })
     }
 
     /// Returns the file's identity.
@@ -180,19 +191,10 @@ fn set_size(fd: &OwnedFd, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn map_shared(fd: &OwnedFd, len: usize) -> Result<NonNull<u8>> {
+fn map_shared(fd: RawFd, len: usize) -> Result<NonNull<u8>> {
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: a new mapping at an address of the kernel's choice.
-    let map = unsafe {
-        libc::mmap(
-            core::ptr::null_mut(),
-            len,
-            prot,
-            libc::MAP_SHARED,
-            fd.as_raw_fd(),
-            0,
-        )
-    };
+    let map = unsafe { libc::mmap(core::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0) };
     if map == libc::MAP_FAILED {
         return Err(Errno::last());
     }

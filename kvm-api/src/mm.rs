@@ -12,6 +12,11 @@ use std::sync::OnceLock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MmId(u64);
 
+impl MmId {
+    /// None of this line of processes.
+    pub(crate) const NOBODY: Self = Self(0);
+}
+
 struct Page(NonNull<AtomicU64>);
 
 // SAFETY: the page is mapped for the life of the process and is only used as an atomic.

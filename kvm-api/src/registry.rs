@@ -6,7 +6,7 @@
 //! `close` that passes through [`crate::abi::close`] and before a new VM is made. A descriptor
 //! that is only in flight (`SCM_RIGHTS`) or in another process does not hold an object.
 
-use crate::fd::{self, FileId};
+use crate::fd::{self, Backing, FileId};
 use crate::mm::{self, MmId};
 use crate::system::Kvm;
 use crate::vcpu::Vcpu;
@@ -26,6 +26,8 @@ pub(crate) enum Object {
     Vm(Arc<Vm>),
     /// A vCPU, which holds its VM.
     Vcpu(Arc<Vcpu>),
+    /// A VM or a vCPU of another program, or of this process before `exec`.
+    Stranger,
 }
 
 /// An object and the address space that made it.
@@ -118,11 +120,39 @@ pub(crate) fn lookup(descriptor: RawFd) -> Option<Entry> {
     if let Some(entry) = fd::marked_identity(descriptor).and_then(find) {
         return Some(entry);
     }
+    let is_marked = fd::marked_identity(descriptor).is_some();
     let id = fd::identity(descriptor)?;
-    let entry = find(id)?;
-    fd::mark(descriptor, id);
-    Some(entry)
+    match find(id) {
+        None if is_marked => meet_stranger(descriptor, id),
+        None => None,
+        Some(entry) => {
+            fd::mark(descriptor, id);
+            Some(entry)
+        }
+    }
 }
+
+/// Returns what a marked descriptor names that is not in the registry: it came by `exec` or through
+/// a socket. The system is everybody's; other objects belong to the address space that made them.
+fn meet_stranger(descriptor: RawFd, id: FileId) -> Option<Entry> {
+    let file = std::fs::read_link(format!("/proc/self/fd/{descriptor}")).ok()?;
+    let name = file.to_str()?.strip_prefix("/memfd:")?;
+    if name.strip_suffix(" (deleted)")? == SYSTEM_NAME {
+        let backing = Backing::adopt(descriptor, id).ok()?;
+        insert(id, Object::System(Arc::new(Kvm::with_backing(backing))));
+        fd::mark(descriptor, id);
+        return find(id);
+    }
+    name.starts_with(OBJECT_NAMES).then_some(Entry {
+        object: Object::Stranger,
+        owner: MmId::NOBODY,
+    })
+}
+
+/// The name of the system's memory file.
+const SYSTEM_NAME: &str = "kvm";
+/// How the names of those of VMs and vCPUs begin.
+const OBJECT_NAMES: &str = "kvm-v";
 
 /// As [`lookup`], in a signal handler that may have interrupted a holder of the lock: then the
 /// answer is no.

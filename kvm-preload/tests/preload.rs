@@ -96,3 +96,15 @@ fn a_number_that_is_another_files_now_is_not_taken_for_a_vcpu() {
     ];
     expect_facts("descriptors", &facts);
 }
+
+#[test]
+fn descriptors_survive_exec_and_belong_to_the_program_that_made_them() {
+    let facts = [
+        "the system is everybody's",
+        "the VM was another's",
+        "so was the vCPU",
+        "whatever is asked",
+        "a new VM works",
+    ];
+    expect_facts("exec", &facts);
+}
