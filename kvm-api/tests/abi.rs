@@ -4,6 +4,7 @@
 use kvm_api::uapi::*;
 use kvm_api::{Errno, Result, abi};
 use kvm_bindings::kvm_userspace_memory_region;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 
 fn system() -> i32 {
     abi::open_system().expect("a descriptor")
@@ -97,4 +98,55 @@ fn a_slot_is_set_through_the_caller_s_memory() {
     region.slot = 1;
     let overlap = ioctl(vm, KVM_SET_USER_MEMORY_REGION, address(&region));
     assert_eq!(overlap, Err(Errno::EEXIST));
+}
+
+static VCPU: AtomicI32 = AtomicI32::new(-1);
+static INTERRUPTIONS: AtomicU32 = AtomicU32::new(0);
+static OTHER_ANSWERS: AtomicU32 = AtomicU32::new(0);
+
+/// Asks for the registers of a vCPU that the interrupted thread may be using.
+extern "C" fn ask(_: i32) {
+    let mut regs = kvm_bindings::kvm_regs::default();
+    let asked = abi::ioctl(
+        VCPU.load(Ordering::Relaxed),
+        KVM_GET_REGS,
+        &raw mut regs as u64,
+    );
+    match asked {
+        Some(Err(Errno::EINTR)) => INTERRUPTIONS.fetch_add(1, Ordering::Relaxed),
+        // Nothing: the list of descriptors is being changed.
+        Some(Ok(0)) | None => 0,
+        Some(_) => OTHER_ANSWERS.fetch_add(1, Ordering::Relaxed),
+    };
+}
+
+#[test]
+fn a_handler_that_interrupts_an_ioctl_is_told_so_and_does_not_hang() {
+    let vm = vm(system());
+    let vcpu = ioctl(vm, KVM_CREATE_VCPU, 0).expect("a vCPU") as i32;
+    VCPU.store(vcpu, Ordering::Relaxed);
+    // SAFETY: the handler makes system calls and uses atomics; this thread outlives the sender.
+    let here = unsafe {
+        libc::signal(libc::SIGUSR1, ask as *const () as usize);
+        libc::pthread_self()
+    };
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                // SAFETY: the thread is there until `is_done`, and has a handler.
+                unsafe { libc::pthread_kill(here, libc::SIGUSR1) };
+                std::thread::sleep(std::time::Duration::from_micros(20));
+            }
+        });
+        let mut regs = kvm_bindings::kvm_regs::default();
+        let began = std::time::Instant::now();
+        while INTERRUPTIONS.load(Ordering::Relaxed) < 20 && began.elapsed().as_secs() < 20 {
+            let answer = ioctl(vcpu, KVM_GET_REGS, &raw mut regs as u64);
+            assert_eq!(answer, Ok(0), "the interrupted one is not disturbed");
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(INTERRUPTIONS.load(Ordering::Relaxed).min(20), 20);
+    assert_eq!(OTHER_ANSWERS.load(Ordering::Relaxed), 0);
 }

@@ -11,6 +11,9 @@
 //! So it does when a handler was found that this module does not know how to wrap. A handler that
 //! the program installs by the raw system call after it has opened `/dev/kvm` is not seen: it must
 //! not leave KVM_RUN by `siglongjmp`, and gets EINTR from an ioctl.
+//!
+//! An ioctl of ours may allocate memory: a handler that interrupts the program's own `malloc` must
+//! not call one, though the kernel would not mind.
 
 use crate::next::Next;
 use core::ffi::{c_int, c_void};
