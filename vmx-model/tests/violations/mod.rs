@@ -2,6 +2,8 @@
 //!
 //! Shared with the tests of `x86-interp`, which execute VMLAUNCH with these VMCSs.
 
+#![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
+
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
