@@ -106,6 +106,18 @@ impl VmExit {
         self
     }
 
+    /// Whether the exit counts as one during event delivery if it happens there: not a double fault
+    /// that exits, and not a triple fault ("Information for VM Exits That Occur During Event
+    /// Delivery").
+    #[must_use]
+    pub fn interrupts_delivery(&self) -> bool {
+        let is_double_fault = self.reason == ExitReason::EXCEPTION_OR_NMI
+            && self.interruption.is_valid()
+            && self.interruption.vector() == vector::DF
+            && self.interruption.kind() == Some(EventType::HardwareException);
+        !is_double_fault && self.reason != ExitReason::TRIPLE_FAULT
+    }
+
     /// Returns the exit that `event` causes instead of being delivered: an exception whose bit in
     /// the exception bitmap is 1, or an NMI.
     ///

@@ -122,6 +122,7 @@ impl Cpu {
             self.ask_about_event(&event)?;
             self.note_exception(&exception);
             self.delivering = Some(event);
+            self.vmx.is_injecting = false;
             match self.deliver_through_table(&event) {
                 Err(Fault::Exception(second)) => exception = second,
                 Err(other) => return Err(other),
@@ -212,6 +213,7 @@ impl Cpu {
 
     /// The changes that every delivered event makes.
     fn complete_delivery(&mut self, event: &Event) {
+        self.vmx.is_injecting = false;
         self.state.rip = self.next_rip;
         self.state.activity = Activity::Active;
         self.end_blocking();
@@ -241,7 +243,9 @@ impl Cpu {
     /// Returns RFLAGS as the event saves them.
     fn flags_image(&self, event: &Event) -> u64 {
         let flags = self.rflags();
-        if is_fault(event) || self.events.is_mid_repeat {
+        // What VM entry injects saves RF as the guest's RFLAGS have it.
+        let sets_rf = is_fault(event) && !self.vmx.is_injecting;
+        if sets_rf || self.events.is_mid_repeat {
             (flags | Rflags::RF).bits()
         } else {
             flags.bits()

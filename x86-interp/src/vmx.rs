@@ -52,6 +52,8 @@ pub(crate) struct VmxContext {
     is_non_root: bool,
     /// Whether an MTF VM exit is pending.
     pub(crate) has_pending_mtf: bool,
+    /// Whether the event in delivery was injected by VM entry.
+    pub(crate) is_injecting: bool,
     /// APIC virtualization.
     apic: apic::ApicVirtualization,
     /// Whether an interrupt or NMI window is waited for.

@@ -65,6 +65,7 @@ impl Cpu {
         self.vmx.ept = ept;
         self.note_boundary_controls(proc);
         self.delivering = plan.event;
+        self.vmx.is_injecting = plan.event.is_some();
         self.vmx.has_pending_mtf = plan.has_pending_mtf;
         self.start_preemption_timer(plan.preemption_timer);
         let eptp = ept.map_or(0, |e| e.eptp.0);
@@ -87,6 +88,7 @@ impl Cpu {
         self.vmx.is_non_root = false;
         self.vmx.ept = None;
         self.vmx.has_pending_mtf = false;
+        self.vmx.is_injecting = false;
         self.end_apic_virtualization();
         self.vmx.timer = None;
         self.set_address_space_tag(AddressSpaceTag::default());

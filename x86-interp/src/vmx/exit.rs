@@ -48,10 +48,9 @@ impl Cpu {
         if saves_timer {
             exit.preemption_timer = self.preemption_timer_value();
         }
-        // A triple fault is not an exit in the middle of a delivery (SDM Vol. 3C, "Information for
-        // VM Exits During Event Delivery").
         let delivering = self.delivering.take();
-        if let Some(event) = delivering.filter(|_| exit.reason != ExitReason::TRIPLE_FAULT) {
+        exit.idt_vectoring = None;
+        if let Some(event) = delivering.filter(|_| exit.interrupts_delivery()) {
             if exit.instruction_length == 0 {
                 exit.instruction_length = event.instruction_length;
             }

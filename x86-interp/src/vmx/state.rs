@@ -18,6 +18,7 @@ pub(crate) struct VmxContextState {
     root: RootSoftware,
     is_non_root: bool,
     has_pending_mtf: bool,
+    is_injecting: bool,
     apic: ApicVirtualization,
     pause_loop: PauseLoop,
     timer: Option<PreemptionTimer>,
@@ -31,6 +32,7 @@ impl Cpu {
             root: self.vmx.root,
             is_non_root: self.vmx.is_non_root,
             has_pending_mtf: self.vmx.has_pending_mtf,
+            is_injecting: self.vmx.is_injecting,
             apic: self.vmx.apic,
             pause_loop: self.vmx.pause_loop,
             timer: self.vmx.timer,
@@ -48,6 +50,7 @@ impl Cpu {
         self.vmx.root = state.root;
         self.vmx.is_non_root = state.is_non_root;
         self.vmx.has_pending_mtf = state.has_pending_mtf;
+        self.vmx.is_injecting = state.is_injecting;
         self.vmx.apic = state.apic;
         self.vmx.pause_loop = state.pause_loop;
         self.vmx.timer = state.timer;

@@ -7,6 +7,7 @@ use iced_x86::code_asm::CodeAssembler;
 use vmx_model::addr::Hpa;
 use vmx_model::capability::VmxProfile;
 use vmx_model::controls::{ExitControls, PinControls, ProcControls, SecondaryControls};
+use vmx_model::exit_reason::ExitReason;
 use vmx_model::field::Field;
 use vmx_model::processor::{EntryOutcome, LogicalProcessor};
 use vmx_model::registry::{CpuId, VmcsRegistry};
@@ -34,8 +35,12 @@ pub(crate) mod at {
     pub(crate) const MSRS: u64 = 0x13_4000;
     pub(crate) const GDT: u64 = 0x13_5000;
     pub(crate) const IDT: u64 = 0x13_6000;
+    pub(crate) const POSTED: u64 = 0x13_7000;
+    pub(crate) const VE_AREA: u64 = 0x13_8000;
+    pub(crate) const EPTP_LIST: u64 = 0x13_9000;
     /// The guest's code, data and stack.
     pub(crate) const CODE: u64 = 0x14_0000;
+    pub(crate) const HANDLER: u64 = 0x14_1000;
     pub(crate) const DATA: u64 = 0x14_2000;
     pub(crate) const STACK: u64 = 0x14_4000;
     /// A page that EPT does not map.
@@ -104,6 +109,42 @@ impl Host {
     pub(crate) fn read(&mut self, field: Field) -> u64 {
         let processor = self.cpu.processor_mut().expect("attached");
         processor.read(field).expect("a current VMCS")
+    }
+
+    pub(crate) fn write(&mut self, field: Field, value: u64) {
+        let processor = self.cpu.processor_mut().expect("attached");
+        processor.write(field, value).expect("writable");
+    }
+
+    /// Enters the guest and returns the basic exit reason.
+    #[track_caller]
+    pub(crate) fn reason(&mut self) -> ExitReason {
+        ExitReason(self.enter(|_| {}).expect("a VM exit") as u16)
+    }
+
+    /// Skips the instruction that caused the exit.
+    pub(crate) fn skip(&mut self) {
+        let next = self.read(Field::GUEST_RIP) + self.read(Field::VM_EXIT_INSTRUCTION_LENGTH);
+        self.write(Field::GUEST_RIP, next);
+    }
+
+    /// Gives a 64-bit guest a code segment and a gate that leads to VMCALL and IRETQ.
+    pub(crate) fn set_handler(&self, vector: u64) {
+        self.set_word(at::GDT + 8, 0x00af_9b00_0000_ffff);
+        self.set_word(at::GDT + 16, 0x00cf_9300_0000_ffff);
+        let offset = at::HANDLER;
+        let gate = offset & 0xffff | 8 << 16 | 0x8e << 40 | (offset >> 16 & 0xffff) << 48;
+        self.set_word(at::IDT + 16 * vector, gate);
+        self.set_word(at::IDT + 16 * vector + 8, 0);
+        // VMCALL; IRETQ.
+        let code = [0x0f, 0x01, 0xc1, 0x48, 0xcf];
+        self.phys.write_bytes(Hpa(at::HANDLER), &code);
+    }
+
+    pub(crate) fn word(&self, address: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.phys.read_bytes(Hpa(address), &mut bytes);
+        u64::from_le_bytes(bytes)
     }
 
     pub(crate) fn set_word(&self, address: u64, value: u64) {
@@ -177,6 +218,9 @@ fn place(vmcs: &mut Vmcs, guest: Guest) {
         (Field::VIRTUAL_APIC_ADDRESS, at::VIRTUAL_APIC),
         (Field::APIC_ACCESS_ADDRESS, at::APIC_ACCESS),
         (Field::PML_ADDRESS, at::PML),
+        (Field::POSTED_INTERRUPT_DESCRIPTOR_ADDRESS, at::POSTED),
+        (Field::VE_INFORMATION_ADDRESS, at::VE_AREA),
+        (Field::EPTP_LIST_ADDRESS, at::EPTP_LIST),
         (Field::VM_ENTRY_MSR_LOAD_ADDRESS, at::MSRS),
         (Field::VM_EXIT_MSR_STORE_ADDRESS, at::MSRS),
         (Field::VM_EXIT_MSR_LOAD_ADDRESS, at::MSRS),

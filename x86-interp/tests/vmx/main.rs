@@ -3,8 +3,11 @@
 //! SDM Vol. 3C, chapters "VMX Non-Root Operation", "VM Entries", "VM Exits", "APIC Virtualization
 //! and Virtual Interrupts".
 
+mod apic;
 mod entry_checks;
+mod events;
 mod exit_reasons;
 mod host;
+mod memory;
 #[path = "../../../vmx-model/tests/violations/mod.rs"]
 mod violations;

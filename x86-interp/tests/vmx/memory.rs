@@ -1,0 +1,130 @@
+//! Guest-physical memory: EPT flags, the page-modification log, virtualization exceptions, EPTP
+//! switching (SDM Vol. 3C, "VMX Support for Address Translation").
+
+use iced_x86::code_asm::*;
+use vmx_model::addr::Hpa;
+use vmx_model::controls::SecondaryControls as S;
+use vmx_model::exit_reason::ExitReason as E;
+use vmx_model::field::Field;
+use vmx_model::sample::Guest;
+use vmx_model::vmcs::Vmcs;
+
+use crate::host::{Code, Host, at, or, secondary, set_ept_entry};
+
+/// Accessed and dirty flags of an EPT entry.
+const ACCESSED: u64 = 1 << 8;
+const DIRTY: u64 = 1 << 9;
+
+fn host(change: impl Fn(&mut Vmcs), code: Code) -> Host {
+    Host::new(Guest::Unpaged, change, code)
+}
+
+fn entry(host: &Host, page: u64) -> u64 {
+    host.word(at::EPT + 0x3000 + 8 * (page >> 12))
+}
+
+const WRITE_AND_READ: Code = |a| {
+    a.mov(dword_ptr(at::DATA as u32), eax)?;
+    a.mov(eax, dword_ptr((at::DATA + 0x1000) as u32))?;
+    a.mov(dword_ptr(at::DATA as u32 + 4), eax)?;
+    a.vmcall()
+};
+
+#[test]
+fn accessed_and_dirty_flags_are_set_if_eptp_enables_them() {
+    for enable in [0, 1 << 6] {
+        let mut host = host(|v| or(v, Field::EPT_POINTER, enable), WRITE_AND_READ);
+        assert_eq!(host.reason(), E::VMCALL);
+        let flags = |page| entry(&host, page) & (ACCESSED | DIRTY);
+        let wanted = if enable == 0 {
+            [0, 0]
+        } else {
+            [ACCESSED | DIRTY, ACCESSED]
+        };
+        assert_eq!([flags(at::DATA), flags(at::DATA + 0x1000)], wanted);
+    }
+}
+
+#[test]
+fn a_page_is_logged_when_its_dirty_flag_is_set() {
+    let mut host = host(
+        |v| {
+            or(v, Field::EPT_POINTER, 1 << 6);
+            secondary(v, S::ENABLE_PML);
+            v.set(Field::PML_INDEX, 7);
+        },
+        WRITE_AND_READ,
+    );
+    assert_eq!(host.reason(), E::VMCALL);
+    assert_eq!(host.read(Field::PML_INDEX), 6);
+    assert_eq!(host.word(at::PML + 8 * 7), at::DATA);
+}
+
+fn touch_hole(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
+    a.mov(dword_ptr(at::HOLE as u32 + 0x10), eax)?;
+    a.vmcall()
+}
+
+#[test]
+fn a_convertible_violation_is_a_virtualization_exception_while_the_area_is_free() {
+    let with_ve = |v: &mut Vmcs| {
+        secondary(v, S::EPT_VIOLATION_VE);
+        v.set(Field::EXCEPTION_BITMAP, 1 << 20);
+    };
+    let mut ve = host(with_ve, touch_hole);
+    assert_eq!(ve.reason(), E::EXCEPTION_OR_NMI);
+    let event = Field::VM_EXIT_INTERRUPTION_INFORMATION;
+    assert_eq!(ve.read(event), 0x8000_0314);
+    let area = |host: &Host| [0, 8, 16, 24].map(|n| host.word(at::VE_AREA + n));
+    assert_eq!(
+        area(&ve),
+        [
+            0xffff_ffff_0000_0030,
+            0x782,
+            at::HOLE + 0x10,
+            at::HOLE + 0x10
+        ]
+    );
+    assert_eq!(ve.reason(), E::EPT_VIOLATION, "the area is not free");
+    let mut suppressed = host(with_ve, touch_hole);
+    set_ept_entry(&suppressed.phys, at::HOLE, 1 << 63);
+    assert_eq!(suppressed.reason(), E::EPT_VIOLATION);
+}
+
+#[test]
+fn vmfunc_switches_to_an_ept_pointer_of_the_list() {
+    const OTHER: u64 = 0x16_0000;
+    const PAGE: u64 = 0x17_0000;
+    let mut host = host(
+        |v| {
+            secondary(v, S::ENABLE_VM_FUNCTIONS);
+            v.set(Field::VM_FUNCTION_CONTROLS, 1);
+        },
+        |a| {
+            a.xor(eax, eax)?;
+            a.mov(ecx, 3)?;
+            a.vmfunc()?;
+            a.mov(ebx, dword_ptr(at::DATA as u32))?;
+            a.vmcall()?;
+            a.mov(ecx, 4)?;
+            a.vmfunc()
+        },
+    );
+    // The other tables differ in one page.
+    let mut tables = vec![0; 0x4000];
+    host.phys.read_bytes(Hpa(at::EPT), &mut tables);
+    host.phys.write_bytes(Hpa(OTHER), &tables);
+    for n in 0..3 {
+        host.set_word(OTHER + 0x1000 * n, (OTHER + 0x1000 * (n + 1)) | 7);
+    }
+    host.set_word(OTHER + 0x3000 + 8 * (at::DATA >> 12), PAGE | 0x37);
+    host.set_word(at::EPTP_LIST + 8 * 3, OTHER | 0x1e);
+    host.set_word(at::EPTP_LIST + 8 * 4, OTHER | 0x18 | 7);
+    host.set_word(at::DATA, 0x1111);
+    host.set_word(PAGE, 0x2222);
+    assert_eq!(host.reason(), E::VMCALL);
+    assert_eq!(host.cpu.general_registers()[3], 0x2222);
+    assert_eq!(host.read(Field::EPT_POINTER), OTHER | 0x1e);
+    host.skip();
+    assert_eq!(host.reason(), E::VMFUNC, "an invalid EPT pointer");
+}
