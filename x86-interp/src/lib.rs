@@ -32,6 +32,7 @@ pub mod registers;
 pub(crate) mod reset;
 pub mod run;
 pub(crate) mod segmentation;
+mod softfloat;
 pub mod state;
 pub mod stop;
 pub mod system;

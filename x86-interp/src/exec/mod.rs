@@ -17,6 +17,8 @@ mod far;
 mod fast_call;
 mod flags;
 mod form;
+mod fpu_arithmetic;
+mod fpu_stack;
 mod fpu_state;
 mod interrupt;
 mod io;
@@ -92,6 +94,7 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     cache::lookup,
     protection::lookup,
     fpu_state::lookup,
+    fpu_arithmetic::lookup,
     xsave::lookup,
     vector_move::lookup,
     simd::integer::lookup,
