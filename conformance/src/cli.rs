@@ -62,6 +62,8 @@ enum Command {
 enum FuzzCommand {
     /// VMX instruction sequences on several processors, against the naive model of vmx-model.
     Vmx(fuzz::Options),
+    /// Near-valid VMCSs and random ones through VM entry, against the whole table of checks.
+    Entry(fuzz::Options),
     /// Random bytes as guest code on the emulator.
     Code(fuzz::Options),
     /// Random sequences of ioctls, compared with /dev/kvm.
@@ -135,6 +137,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             out,
             filter,
         } => record(backend, &out, filter.as_deref()),
+        Command::Fuzz(FuzzCommand::Entry(options)) => {
+            fuzz::run(&mut fuzz::entry::Entry::default(), &options)
+        }
         Command::Fuzz(FuzzCommand::Code(options)) => {
             fuzz::run(&mut fuzz::code::Code::default(), &options)
         }

@@ -6,6 +6,7 @@
 //! alone.
 
 pub mod code;
+pub mod entry;
 pub mod ioctl;
 pub mod vmx;
 

@@ -30,6 +30,7 @@ pub mod observer;
 pub mod outcome;
 pub mod precondition;
 pub mod processor;
+pub mod random;
 pub mod region;
 pub mod registry;
 pub mod sample;

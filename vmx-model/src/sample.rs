@@ -3,6 +3,10 @@
 //! Each is as plain as its profile allows: the controls that must be 1, 64-bit host, flat segments,
 //! and for a guest that needs them EPT and "unrestricted guest".
 
+pub mod near_valid;
+#[cfg(feature = "proptest")]
+pub mod strategy;
+
 use crate::arch::{
     AccessRights, ArchState, Cr0, Cr4, DescriptorTable, Efer, Rflags, Segment, SegmentRegister,
 };

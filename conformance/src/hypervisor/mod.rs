@@ -2,7 +2,7 @@
 //! writes down each VM exit.
 //!
 //! [`image`] lays the image out: a multiboot ELF file that needs nothing but a processor with VMX;
-//! [`root`] is its code. The VMCS begins as a valid one of `vmx_model::sample`, changed by the case;
+//! `root` is its code. The VMCS begins as a valid one of `vmx_model::sample`, changed by the case;
 //! the hypervisor writes it by VMWRITE. SDM Vol. 3C, "VMX Instruction Reference", "VM Entries" and
 //! "VM Exits".
 

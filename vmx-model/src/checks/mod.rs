@@ -204,6 +204,14 @@ pub struct Check {
     on_partial: for<'a, 'b> fn(&'a PartialView<'b>) -> Finding,
 }
 
+impl Check {
+    /// Returns whether the check does not hold.
+    #[must_use]
+    pub fn is_broken(&self, view: &FullView<'_>) -> bool {
+        matches!((self.on_full)(view), Some(Err(_)))
+    }
+}
+
 impl core::fmt::Debug for Check {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(self.id)
