@@ -1,7 +1,7 @@
 //! Signal handlers of the program, called when no ioctl of ours is under way on their thread.
 //!
 //! In the kernel a signal ends KVM_RUN before its handler runs. Here a handler could come in the
-//! middle of it, while the vCPU is locked. So from the first `open("/dev/kvm")` on [`on_signal`]
+//! middle of it, while the vCPU is locked. So from the first `open("/dev/kvm")` on `on_signal`
 //! is installed instead of each handler: it asks [`kvm_api::abi::defer_signal`], and calls the
 //! program's handler when that need not wait. `sigaction`, `signal` and their like show the
 //! program its own handlers only.
