@@ -233,7 +233,9 @@ impl Cpu {
             }
             Some(InitOutcome::Pending) => {
                 self.events.is_init_blocked = true;
-                self.events.start_up = None;
+                if self.state.activity != Activity::WaitForSipi {
+                    self.events.start_up = None;
+                }
             }
         }
         if self.state.activity != Activity::WaitForSipi {

@@ -124,7 +124,8 @@ const BULK: u64 = 64;
 /// by element.
 fn bulk<W: Width>(cpu: &Cpu, insn: &Insn) -> Option<u64> {
     let is_upward = !cpu.rflags().intersects(Rflags::DF | Rflags::TF);
-    if insn.repeat == Repeat::None || !is_upward || cpu.needs_slow_accesses() {
+    let goes_one_by_one = cpu.needs_slow_accesses() || cpu.has_monitor_trap_flag();
+    if insn.repeat == Repeat::None || !is_upward || goes_one_by_one {
         return None;
     }
     let bytes = cpu.counter(insn).min(4096).wrapping_mul(W::BYTES as u64);
@@ -191,9 +192,10 @@ pub(crate) fn advance<W: Width>(cpu: &mut Cpu, insn: &Insn, number: u8) {
     );
 }
 
-/// How many iterations may run before events are looked for: one if each has its single-step trap.
+/// How many iterations may run before events are looked for: one if each has its single-step trap or
+/// MTF VM exit.
 pub(crate) fn portion(cpu: &Cpu) -> u32 {
-    if cpu.rflags().contains(Rflags::TF) {
+    if cpu.rflags().contains(Rflags::TF) || cpu.has_monitor_trap_flag() {
         1
     } else {
         PORTION

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use vmx_model::event::{Event, Exception};
+use vmx_model::event::{Event, EventType, Exception};
 use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::intercept::bitmap::{self, IoAccess};
@@ -16,6 +16,9 @@ use vmx_model::vmcs::Vmcs;
 use super::info;
 use crate::insn::Insn;
 use crate::{Cpu, Exec};
+
+/// VM-exit interruption information: NMI unblocking due to IRET.
+const NMI_UNBLOCKING: u32 = 1 << 12;
 
 impl Cpu {
     /// Returns the VMCS that controls the guest, in VMX non-root operation.
@@ -238,7 +241,13 @@ impl Cpu {
             .and_then(|v| intercept::event_exit(v, event, delivering));
         match exit {
             None => Ok(()),
-            Some(exit) => Err(self.vm_exit(exit)),
+            Some(mut exit) => {
+                let is_by_iret = core::mem::take(&mut self.events.is_nmi_unblocked);
+                if is_by_iret && delivering.is_none() && event.kind != EventType::Nmi {
+                    exit.interruption.0 |= NMI_UNBLOCKING;
+                }
+                Err(self.vm_exit(exit))
+            }
         }
     }
 

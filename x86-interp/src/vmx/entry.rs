@@ -72,6 +72,7 @@ impl Cpu {
         self.set_address_space_tag(AddressSpaceTag { vpid, eptp });
         if plan.flushes_vpid_0 {
             self.flush_tlb_vpid(0);
+            self.vmx.mappings.flush_pages();
         }
         self.begin_apic_virtualization();
     }

@@ -31,15 +31,17 @@ struct Key {
     page: u64,
     used_for: MappingUse,
     has_mode_based_execute: bool,
+    epoch: u32,
 }
 
 impl Key {
-    fn new(ept: &EptInUse, gpa: Gpa, used_for: MappingUse) -> Self {
+    fn new(ept: &EptInUse, gpa: Gpa, used_for: MappingUse, epoch: u32) -> Self {
         Self {
             eptp: ept.eptp.0,
             page: gpa.0 & !0xfff,
             used_for,
             has_mode_based_execute: ept.rules.has_mode_based_execute,
+            epoch,
         }
     }
 
@@ -54,6 +56,8 @@ impl Key {
 pub(crate) struct GuestPhysicalMappings {
     entries: Box<[Option<(Key, Physical)>; 2 * ENTRIES]>,
     is_empty: bool,
+    /// Moves when the mappings of data and code are forgotten.
+    epoch: u32,
 }
 
 impl Default for GuestPhysicalMappings {
@@ -61,6 +65,7 @@ impl Default for GuestPhysicalMappings {
         Self {
             entries: Box::new([None; 2 * ENTRIES]),
             is_empty: true,
+            epoch: 1,
         }
     }
 }
@@ -76,7 +81,7 @@ impl GuestPhysicalMappings {
         used_for: MappingUse,
         needed: Allowed,
     ) -> Option<Physical> {
-        let key = Key::new(ept, gpa, used_for);
+        let key = Key::new(ept, gpa, used_for, self.epoch_of(used_for));
         let (found, mapping) = self.entries[key.slot()]?;
         let is_hit = found == key && mapping.allowed.contains(needed);
         is_hit.then_some(Physical {
@@ -93,13 +98,28 @@ impl GuestPhysicalMappings {
         used_for: MappingUse,
         found: &Physical,
     ) {
-        let key = Key::new(ept, gpa, used_for);
+        let key = Key::new(ept, gpa, used_for, self.epoch_of(used_for));
         let page = Physical {
             address: found.address.page(),
             ..*found
         };
         self.entries[key.slot()] = Some((key, page));
         self.is_empty = false;
+    }
+
+    fn epoch_of(&self, used_for: MappingUse) -> u32 {
+        match used_for {
+            MappingUse::PagingStructure => 0,
+            MappingUse::SupervisorPage | MappingUse::UserPage => self.epoch,
+        }
+    }
+
+    /// Forgets the mappings of data and code, with the combined mappings that are made of them.
+    ///
+    /// Choice: they might be kept; but software that changes the last EPT entry of a page, such as
+    /// its dirty flag, between an exit and an entry without a VPID sees processors obey it.
+    pub(crate) fn flush_pages(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1).max(1);
     }
 
     /// Forgets all mappings.
@@ -163,6 +183,22 @@ mod tests {
         ] {
             assert_eq!(mappings.find(&ept, gpa, used_for, needed), None);
         }
+    }
+
+    #[test]
+    fn a_flush_of_pages_keeps_paging_structures() {
+        let mut mappings = known();
+        let now = ept(0x101e, false);
+        let found = Physical {
+            address: Hpa(0x9000),
+            page_bytes: 4096,
+            allowed: Allowed::READ,
+        };
+        let structure = MappingUse::PagingStructure;
+        mappings.enter(&now, GPA, structure, &found);
+        mappings.flush_pages();
+        assert_eq!(mappings.find(&now, GPA, USE, Allowed::READ), None);
+        assert!(mappings.find(&now, GPA, structure, Allowed::READ).is_some());
     }
 
     #[test]

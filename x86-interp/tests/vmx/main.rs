@@ -9,5 +9,6 @@ mod events;
 mod exit_reasons;
 mod host;
 mod memory;
+mod state;
 #[path = "../../../vmx-model/tests/violations/mod.rs"]
 mod violations;

@@ -60,6 +60,32 @@ fn a_page_is_logged_when_its_dirty_flag_is_set() {
     assert_eq!(host.word(at::PML + 8 * 7), at::DATA);
 }
 
+/// Software that clears dirty flags between exits, without a VPID and without INVEPT.
+#[test]
+fn a_page_is_logged_again_when_its_dirty_flag_was_cleared() {
+    let mut host = host(
+        |v| {
+            or(v, Field::EPT_POINTER, 1 << 6);
+            secondary(v, S::ENABLE_PML);
+            v.set(Field::PML_INDEX, 1);
+        },
+        |a| {
+            for _ in 0..3 {
+                a.mov(dword_ptr(at::DATA as u32), eax)?;
+                a.vmcall()?;
+            }
+            Ok(())
+        },
+    );
+    for wanted in [E::VMCALL, E::VMCALL, E::PML_FULL] {
+        assert_eq!(host.reason(), wanted);
+        host.skip();
+        let clean = entry(&host, at::DATA) & !DIRTY;
+        set_ept_entry(&host.phys, at::DATA, clean);
+    }
+    assert_eq!(host.read(Field::PML_INDEX), 0xffff);
+}
+
 fn touch_hole(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
     a.mov(dword_ptr(at::HOLE as u32 + 0x10), eax)?;
     a.vmcall()
