@@ -32,10 +32,15 @@ fn finish(a: &mut CodeAssembler, value: u32) -> Result<(), IcedError> {
 }
 
 fn allow_vmx(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut is_locked = a.create_label();
     a.mov(ecx, IA32_FEATURE_CONTROL)?;
+    a.rdmsr()?;
+    a.test(al, 1)?;
+    a.jnz(is_locked)?;
     a.mov(eax, FEATURE_CONTROL_VMX)?;
     a.xor(edx, edx)?;
     a.wrmsr()?;
+    a.set_label(&mut is_locked)?;
     a.mov(ecx, IA32_VMX_BASIC)?;
     a.rdmsr()?;
     a.mov(dword_ptr(VMXON_REGION), eax)?;
