@@ -1,5 +1,9 @@
 //! Defects that users found in the VMX of Bochs, as cases: what the SDM says instead. The number in
 //! a name is that of the report in the tracker of Bochs (github.com/bochs-emu/Bochs).
+//!
+//! The same images, booted by a BIOS on Bochs 2.7 (model corei7_skylake_x), fail there for 132, 211,
+//! 217, both MOV to CR0 of 614, 648 and 862_vmxon_without_paging; that version has no posted
+//! interrupts (556).
 
 use crate::hypervisor::image::{GUEST_DATA, GUEST_DIRECTORY, PML, POSTED, enable_ept};
 use crate::hypervisor::{Hypervisor, Start, hypervisor, vmxon};
