@@ -98,6 +98,7 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     xsave::lookup,
     vector_move::lookup,
     simd::integer::lookup,
+    simd::mmx::lookup,
     simd::lookup,
 ];
 

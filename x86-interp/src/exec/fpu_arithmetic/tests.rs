@@ -1,4 +1,4 @@
-//! The same x87 state and operands through the same instruction, on this processor and on the
+//! The same x87 and MMX state and operands through the same instruction, on this processor and on the
 //! host's.
 #![expect(
     unsafe_code,
@@ -10,7 +10,7 @@ use std::arch::asm;
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, OpCodeOperandKind as Kind, Register};
 use proptest::prelude::*;
 use vmx_model::addr::Hpa;
-use vmx_model::arch::Rflags;
+use vmx_model::arch::{Cr4, Rflags};
 
 use crate::fpu::FpuState;
 use crate::test_cpu::{DATA, execute, long_mode};
@@ -106,18 +106,40 @@ impl Drop for Page {
 }
 
 fn forms() -> Vec<Code> {
-    let is_ours = |&c: &Code| c.op_code().mode64() && super::lookup(c).is_some();
+    let is_ours = |&c: &Code| {
+        let is_x87 = super::lookup(c).is_some();
+        let is_mmx = crate::exec::simd::mmx::lookup(c).is_some();
+        c.op_code().mode64() && (is_x87 || is_mmx && !has_other_operands(c))
+    };
     Code::values().filter(is_ours).collect()
 }
 
-/// Encodes `code` with ST(i), or memory at RDI.
-fn encode(code: Code, i: u32) -> Vec<u8> {
+/// Whether it uses registers that are not in an FXSAVE area.
+fn has_other_operands(code: Code) -> bool {
+    let is_other = |n| {
+        matches!(
+            code.op_code().op_kind(n),
+            Kind::r32_reg | Kind::r64_reg | Kind::r32_or_mem | Kind::r64_or_mem | Kind::seg_rDI
+        )
+    };
+    (0..code.op_code().op_count()).any(is_other)
+}
+
+/// Encodes `code` with ST(i), MM0 and MM1, XMM1, or memory at RDI.
+fn encode(code: Code, i: u32, immediate: u8) -> Vec<u8> {
     let mut insn = Instruction::new();
     insn.set_code(code);
     for n in 0..code.op_code().op_count() {
         match code.op_code().op_kind(n) {
             Kind::st0 => insn.set_op_register(n, Register::ST0),
             Kind::sti_opcode => insn.set_op_register(n, Register::ST0 + i),
+            Kind::mm_reg | Kind::mm_rm => insn.set_op_register(n, Register::MM0 + n),
+            Kind::mm_or_mem if i < 4 => insn.set_op_register(n, Register::MM0 + n),
+            Kind::xmm_reg | Kind::xmm_rm => insn.set_op_register(n, Register::XMM1),
+            Kind::imm8 => {
+                insn.set_op_kind(n, iced_x86::OpKind::Immediate8);
+                insn.set_immediate8(immediate);
+            }
             _ => {
                 insn.set_op_kind(n, iced_x86::OpKind::Memory);
                 insn.set_memory_base(MemoryOperand::with_base(Register::RDI).base);
@@ -140,14 +162,25 @@ fn fpu_of(area: &[u8; 512]) -> FpuState {
         let n = fpu.physical(i);
         fpu.registers[n].copy_from_slice(&area[32 + 16 * i..42 + 16 * i]);
     }
+    let number = |at: usize| {
+        area[at..at + 8]
+            .iter()
+            .rev()
+            .fold(0, |v, &b| v << 8 | u64::from(b))
+    };
+    fpu.set_xmm(1, [number(XMM1), number(XMM1 + 8)]);
     fpu
 }
+
+/// Where XMM1 is in an FXSAVE area.
+const XMM1: usize = 176;
 
 fn run_here(code: &[u8], state: &State) -> State {
     let mut cpu = long_mode();
     cpu.fpu = fpu_of(&state.fxsave);
     cpu.set_rflags(Rflags::from_bits_retain(state.rflags));
     cpu.gpr[7] = DATA;
+    cpu.state.cr4 |= Cr4::OSFXSR;
     cpu.phys.write_bytes(Hpa(DATA), &state.memory);
     execute(&mut cpu, code).expect("no exception is pending");
     let mut after = state.clone();
@@ -161,6 +194,9 @@ fn run_here(code: &[u8], state: &State) -> State {
         let at = 32 + 16 * i;
         after.fxsave[at..at + 10].copy_from_slice(&fpu.registers[fpu.physical(i)]);
     }
+    let [low, high] = fpu.xmm(1).map(u64::to_le_bytes);
+    after.fxsave[XMM1..XMM1 + 8].copy_from_slice(&low);
+    after.fxsave[XMM1 + 8..XMM1 + 16].copy_from_slice(&high);
     after
 }
 
@@ -222,6 +258,7 @@ fn memory() -> impl Strategy<Value = [u8; 16]> {
     let number = (double, extended()).prop_map(|(d, e)| {
         let mut bytes = [0; 16];
         bytes[..10].copy_from_slice(&e);
+        bytes[15] = e[0];
         bytes[..8].copy_from_slice(&d.to_le_bytes());
         bytes
     });
@@ -255,6 +292,7 @@ fn state() -> impl Strategy<Value = State> {
                 fxsave[2..4].copy_from_slice(&status.to_le_bytes());
                 fxsave[4] = valid;
                 fxsave[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+                fxsave[XMM1..XMM1 + 10].copy_from_slice(&registers[7]);
                 for (i, register) in registers.iter().enumerate() {
                     fxsave[32 + 16 * i..42 + 16 * i].copy_from_slice(register);
                 }
@@ -295,6 +333,7 @@ fn summary(state: &State) -> String {
     for i in 0..8 {
         text += &format!(" {}", hex(&fpu.registers[fpu.physical(i)]));
     }
+    text += &format!(" {:x?}", fpu.xmm(1));
     text
 }
 
@@ -308,7 +347,7 @@ fn check(code: Code, page: &Page) -> Result<(), String> {
     let seed = proptest::test_runner::TestRng::deterministic_rng(Default::default());
     let mut runner = proptest::test_runner::TestRunner::new_with_rng(config, seed);
     let outcome = runner.run(&(state(), 0u32..8), |(state, i)| {
-        let bytes = encode(code, i);
+        let bytes = encode(code, i, state.memory[15]);
         let mut there = state.clone();
         page.run(&bytes, &mut there);
         let here = run_here(&bytes, &state);

@@ -257,7 +257,7 @@ fn count(count: u64) -> Option<u32> {
 }
 
 /// Selector `n`, two bits of a shuffle's immediate.
-fn selector(immediate: u8, n: u32) -> u32 {
+pub(super) fn selector(immediate: u8, n: u32) -> u32 {
     u32::from(immediate >> (2 * n) & 3)
 }
 
@@ -273,19 +273,19 @@ fn align_right(a: u128, b: u128, count: u8) -> u128 {
 }
 
 /// PMADDWD, one lane: only the product of four times 8000H wraps.
-fn multiply_add_words(a: u128, b: u128, n: u32) -> i32 {
+pub(super) fn multiply_add_words(a: u128, b: u128, n: u32) -> i32 {
     let product = |n| i32::from(get::<i16>(a, n)) * i32::from(get::<i16>(b, n));
     product(2 * n).wrapping_add(product(2 * n + 1))
 }
 
 /// PMADDUBSW, one lane: unsigned times signed bytes, the sum saturated.
-fn multiply_add_bytes(a: u128, b: u128, n: u32) -> i16 {
+pub(super) fn multiply_add_bytes(a: u128, b: u128, n: u32) -> i16 {
     let product = |n| i16::from(get::<u8>(a, n)) * i16::from(get::<i8>(b, n));
     product(2 * n).saturating_add(product(2 * n + 1))
 }
 
 /// PSADBW, one lane.
-fn sum_of_differences(a: u128, b: u128, n: u32) -> u64 {
+pub(super) fn sum_of_differences(a: u128, b: u128, n: u32) -> u64 {
     let lanes = 8 * n..8 * n + 8;
     let difference = |n| get::<u8>(a, n).abs_diff(get::<u8>(b, n));
     lanes.map(|n| u64::from(difference(n))).sum()

@@ -9,6 +9,7 @@ mod crypto;
 pub(super) mod float;
 pub(super) mod integer;
 mod lanes;
+pub(super) mod mmx;
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
