@@ -4,6 +4,7 @@
 //! and Virtual Interrupts".
 
 mod apic;
+mod behaviours;
 mod entry_checks;
 mod events;
 mod exit_reasons;

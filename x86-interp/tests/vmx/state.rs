@@ -58,10 +58,60 @@ fn what_a_guest_changes_is_saved() {
         (Field::GUEST_CR3, at::PML4),
         (Field::GUEST_GDTR_BASE, at::GDT),
         (Field::GUEST_IDTR_LIMIT, 0xfff),
+        (Field::VMCS_LINK_POINTER, u64::MAX),
     ] {
         assert_eq!(host.read(field), value, "{}", field.name());
     }
     assert_ne!(host.read(Field::GUEST_RFLAGS) & 1 << 10, 0, "DF");
+}
+
+#[test]
+fn the_base_of_fs_is_loaded_with_a_null_selector_too() {
+    let mut host = long(
+        |v| {
+            v.set(Field::HOST_FS_SELECTOR, 0);
+            v.set(Field::HOST_FS_BASE, 0x1234_5000);
+        },
+        |a| a.vmcall(),
+    );
+    assert_eq!(host.reason(), E::VMCALL);
+    let state = host.cpu.arch_state();
+    let segment = state.segment(SegmentRegister::Fs);
+    assert!(segment.access.is_unusable());
+    assert_eq!(segment.base, 0x1234_5000);
+}
+
+#[test]
+fn smsw_and_mov_see_the_same_shadow_of_cr0() {
+    let mut host = long(
+        |v| {
+            v.set(Field::CR0_GUEST_HOST_MASK, 0xa);
+            v.set(Field::CR0_READ_SHADOW, 0x8);
+        },
+        |a| {
+            a.smsw(rbx)?;
+            a.mov(rcx, cr0)?;
+            a.vmcall()
+        },
+    );
+    assert_eq!(host.reason(), E::VMCALL);
+    let [_, by_mov, _, by_smsw, ..] = host.cpu.general_registers();
+    assert_eq!((by_mov, by_smsw & 0xa), (by_smsw, 8));
+    assert_eq!(host.read(Field::GUEST_CR0) & 8, 0);
+}
+
+#[test]
+fn rdtscp_reads_the_processors_own_tsc_aux() {
+    let mut host = long(
+        |v| secondary(v, S::ENABLE_RDTSCP),
+        |a| {
+            a.rdtscp()?;
+            a.vmcall()
+        },
+    );
+    host.cpu.msrs_mut().tsc_aux = 0x4321;
+    assert_eq!(host.reason(), E::VMCALL);
+    assert_eq!(host.cpu.general_registers()[1], 0x4321);
 }
 
 #[test]
