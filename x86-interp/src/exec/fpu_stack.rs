@@ -78,6 +78,11 @@ impl FpuState {
         self.status &= !C2;
     }
 
+    /// Sets C2: a reduction is not complete.
+    pub(crate) fn set_c2(&mut self) {
+        self.status |= C2;
+    }
+
     /// Notes exceptions; true if there is a result: none of those before the computation is
     /// unmasked.
     pub(crate) fn raise(&mut self, flags: u8) -> bool {

@@ -20,6 +20,7 @@ mod form;
 mod fpu_arithmetic;
 mod fpu_stack;
 mod fpu_state;
+mod fpu_transcendental;
 mod interrupt;
 mod io;
 pub(crate) mod iret;
@@ -95,6 +96,7 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     protection::lookup,
     fpu_state::lookup,
     fpu_arithmetic::lookup,
+    fpu_transcendental::lookup,
     xsave::lookup,
     vector_move::lookup,
     simd::integer::lookup,

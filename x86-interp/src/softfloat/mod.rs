@@ -8,6 +8,8 @@ pub(crate) mod arithmetic;
 pub(crate) mod compare;
 pub(crate) mod convert;
 pub(crate) mod remainder;
+pub(crate) mod transcendental;
+mod wide;
 
 /// Exceptions, at their places in the control, status and MXCSR words.
 pub(crate) mod flag {
