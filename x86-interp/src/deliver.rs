@@ -223,7 +223,7 @@ impl Cpu {
     }
 
     /// Debug exceptions set DR6 and clear DR7.GD, IA32_DEBUGCTL.LBR and BTF.
-    fn note_debug_causes(&mut self, causes: u64) {
+    pub(crate) fn note_debug_causes(&mut self, causes: u64) {
         self.system.dr6 = self.system.dr6 & !DR6_BREAKPOINTS | causes & DR6_CAUSES;
         self.state.dr7 &= !DR7_GENERAL_DETECT;
         self.state.debugctl &= !DEBUGCTL_CLEARED;

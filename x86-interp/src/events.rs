@@ -154,14 +154,26 @@ impl Cpu {
     }
 
     /// An event has been delivered: blocking by STI and MOV SS ends, and so does the instruction that
-    /// was in progress.
+    /// was in progress. The single-step trap behind MOV SS is lost, while data breakpoints that it
+    /// met are still due (SDM Vol. 3A, "Masking Exceptions and Interrupts When Switching Stacks").
     pub(crate) fn end_blocking(&mut self) {
+        if self.is_blocked(Interruptibility::MOV_SS) {
+            self.state.pending_debug &= !SINGLE_STEP;
+        }
         self.state.interruptibility.remove(SHADOW);
         self.events.shadow = Interruptibility::empty();
         self.events.is_mid_repeat = false;
         self.events.is_nmi_unblocked = false;
         self.events.averts_step_trap = true;
         self.events.deliveries += 1;
+    }
+
+    /// #DB has been delivered: it reports the data breakpoints that were pending.
+    pub(crate) fn merge_pending_debug(&mut self) {
+        let pending = core::mem::take(&mut self.state.pending_debug);
+        if pending & ENABLED_BREAKPOINT != 0 {
+            self.note_debug_causes(pending & BREAKPOINTS);
+        }
     }
 
     /// The task that is switched to has the T flag set: #DB before its first instruction.

@@ -11,6 +11,7 @@ use super::{Row, Traits};
 use crate::cpuid::{CpuidEntry, Feature};
 use crate::insn::Insn;
 use crate::mode::Mode;
+use crate::msr::{MISC_ENABLE_LIMIT_CPUID, MISC_ENABLE_XD_DISABLE};
 use crate::{Cpu, Exec, xstate};
 
 /// Returns who executes an instruction of this file.
@@ -38,6 +39,7 @@ impl Cpu {
     pub fn cpuid_answer(&mut self, function: u32, index: u32) -> CpuidEntry {
         let mut answer = self.cpuid.answer(function, index);
         let cr4 = self.state.cr4;
+        let disabled = self.msrs.misc_enable;
         match (answer.function, answer.index) {
             (1, _) => {
                 answer.ebx = answer.ebx & 0x00ff_ffff | self.system.apic_id << 24;
@@ -57,8 +59,16 @@ impl Cpu {
             (0xd, 1) if self.has(Feature::Xsavec) => {
                 answer.ebx = xstate::compacted_bytes(self.system.xcr0 | self.msrs.xss);
             }
-            // SYSCALL is there in 64-bit mode only.
-            (0x8000_0001, _) if self.mode() != Mode::Long => set_bit(&mut answer.edx, 11, false),
+            (0, _) if disabled & MISC_ENABLE_LIMIT_CPUID != 0 => answer.eax = answer.eax.min(2),
+            (0x8000_0001, _) => {
+                // SYSCALL is there in 64-bit mode only.
+                if self.mode() != Mode::Long {
+                    set_bit(&mut answer.edx, 11, false);
+                }
+                if disabled & MISC_ENABLE_XD_DISABLE != 0 {
+                    set_bit(&mut answer.edx, 20, false);
+                }
+            }
             _ => {}
         }
         answer

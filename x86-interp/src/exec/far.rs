@@ -389,6 +389,9 @@ impl Cpu {
 
     /// Nulls the data segments that the new CPL has no right to (SDM Vol. 3A, "Returning from a
     /// Called Procedure").
+    ///
+    /// Choice: base and limit stay, which 64-bit mode uses with FS and GS, as KVM, QEMU and Bochs
+    /// have it.
     fn drop_inaccessible_segments(&mut self) {
         let cpl = self.cpl();
         for register in [
@@ -397,10 +400,16 @@ impl Cpu {
             SegmentRegister::Gs,
             SegmentRegister::Ds,
         ] {
-            let rights = self.state.segment(register).access;
-            let is_private = !rights.is_conforming() && rights.dpl() < cpl;
-            if !rights.is_unusable() && is_private {
-                self.set_segment(register, null_segment(Selector(0)));
+            let old = *self.state.segment(register);
+            let access = old.access;
+            let is_private = !access.is_conforming() && access.dpl() < cpl;
+            if !access.is_unusable() && is_private {
+                let null = Segment {
+                    base: old.base,
+                    limit: old.limit,
+                    ..null_segment(Selector(0))
+                };
+                self.set_segment(register, null);
             }
         }
     }

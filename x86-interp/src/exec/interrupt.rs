@@ -79,12 +79,16 @@ fn into(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 /// INT1: #DB without any effect on DR6, and without a check of the gate's DPL.
+///
+/// Choice: data breakpoints that MOV SS has met before it are reported by the same #DB.
 fn int1(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.deliver_software(software_event(
         insn,
         vector::DB,
         EventType::PrivilegedSoftwareException,
-    ))
+    ))?;
+    cpu.merge_pending_debug();
+    Ok(())
 }
 
 impl Cpu {

@@ -15,6 +15,7 @@ use vmx_model::msr_area::MsrAccess;
 
 use crate::{Cpu, Exec};
 
+pub(crate) use rule::{MISC_ENABLE_LIMIT_CPUID, MISC_ENABLE_XD_DISABLE};
 pub use table::MSRS;
 
 /// Bits of IA32_DEBUGCTL that may be set: LBR (no branch is recorded) and BTF.

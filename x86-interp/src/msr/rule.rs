@@ -13,8 +13,18 @@ use crate::mem::walk::physical_mask;
 pub(super) const MISC_ENABLE_RESET: u64 = MISC_ENABLE_FIXED | 1 << 18 | 1;
 /// Bits of IA32_MISC_ENABLE that always read as one: BTS and PEBS are unavailable.
 const MISC_ENABLE_FIXED: u64 = 1 << 11 | 1 << 12;
-/// Bits of IA32_MISC_ENABLE that can be changed: fast strings, thermal control, MONITOR.
-const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 18;
+/// Bits of IA32_MISC_ENABLE that can be changed: fast strings, thermal control, SpeedStep, MONITOR,
+/// "Limit CPUID Maxval", "xTPR Message Disable".
+///
+/// Choice: those of SpeedStep and xTPR messages are kept without a meaning, as KVM does.
+const MISC_ENABLE_WRITABLE: u64 =
+    1 | 1 << 3 | 1 << 16 | 1 << 18 | MISC_ENABLE_LIMIT_CPUID | 1 << 23;
+/// IA32_MISC_ENABLE: CPUID leaf 0 says that 2 is the highest leaf.
+pub(crate) const MISC_ENABLE_LIMIT_CPUID: u64 = 1 << 22;
+/// IA32_MISC_ENABLE: the execute-disable feature is not there.
+///
+/// Choice: IA32_EFER.NXE that is set already stays in effect.
+pub(crate) const MISC_ENABLE_XD_DISABLE: u64 = 1 << 34;
 
 /// Bits of IA32_APIC_BASE.
 mod apic {
@@ -107,13 +117,22 @@ pub(super) fn write_sysenter_cs(cpu: &mut Cpu, value: u64) -> Option<()> {
 }
 
 pub(super) fn write_misc_enable(cpu: &mut Cpu, value: u64) -> Option<()> {
-    let is_valid = value & !(MISC_ENABLE_WRITABLE | MISC_ENABLE_FIXED) == 0;
+    let mut known = MISC_ENABLE_WRITABLE | MISC_ENABLE_FIXED;
+    if cpu.has(Feature::Nx) {
+        known |= MISC_ENABLE_XD_DISABLE;
+    }
+    let is_valid = value & !known == 0;
     cpu.msrs.misc_enable = if is_valid {
         value | MISC_ENABLE_FIXED
     } else {
         cpu.msrs.misc_enable
     };
     is_valid.then_some(())
+}
+
+/// IA32_MCi_CTL. Choice: all bits or none, which P6 family processors and KVM require.
+pub(super) fn machine_check_control(_: &Cpu, value: u64) -> bool {
+    value == 0 || value == u64::MAX
 }
 
 /// PAT: eight memory types, UC- among them.
@@ -168,9 +187,11 @@ pub(super) fn write_efer(cpu: &mut Cpu, value: u64) -> Option<()> {
     let new = Efer::from_bits_retain(value) & !Efer::LMA | old & Efer::LMA;
     let changed = old ^ new;
     let is_paging = cpu.state.cr0.contains(Cr0::PG);
-    if !(cpu.cpuid.efer_supported() | Efer::LMA).contains(new)
-        || (changed.contains(Efer::LME) && is_paging)
-    {
+    let mut supported = cpu.cpuid.efer_supported() | Efer::LMA;
+    if cpu.msrs.misc_enable & MISC_ENABLE_XD_DISABLE != 0 {
+        supported = supported - Efer::NXE | old & Efer::NXE;
+    }
+    if !supported.contains(new) || (changed.contains(Efer::LME) && is_paging) {
         return None;
     }
     cpu.state.efer = new;

@@ -136,7 +136,11 @@ const fn fixed(index: u32, name: &'static str, n: usize) -> Msr {
 
 const fn bank(index: u32, name: &'static str) -> Msr {
     let n = (index - 0x400) as usize;
-    let rule = if n & 3 == 0 { Rule::Any } else { Rule::Bits(0) };
+    let rule = if n & 3 == 0 {
+        Rule::If(rule::machine_check_control)
+    } else {
+        Rule::Bits(0)
+    };
     let home = Home::Element(|m| &mut m.mc_banks, n);
     row(index, name, Feature::Mca, home, rule)
 }

@@ -44,14 +44,14 @@ fn values_are_accepted_or_refused() {
             &[1 << 63, 1 << 56],
         ),
         (0x17a, &[7], &[8]),
-        (0x1a0, &[0x4_1800, 0x4_1801], &[1 << 34, 1 << 22]),
+        (0x1a0, &[0x4_1800, 0x4_00c5_1809], &[1 << 35, 1 << 24, 2]),
         (0x1d9, &[0, 2, 3], &[4, 1 << 14]),
         (0x200, &[6, 0xf_f000], &[2, 7, 0x100, 1 << 52]),
         (0x201, &[0x800, 0xf_f800], &[1, 0x400]),
         (0x250, &[0x0606_0606_0606_0606], &[2, 7 << 56]),
         (0x277, &[0x0007_0406_0007_0406], &[2, 3 << 8, 8 << 56]),
         (0x2ff, &[0xc06], &[0xc02, 0x106, 1 << 12]),
-        (0x400, &[u64::MAX], &[]),
+        (0x400, &[0, u64::MAX], &[1, u64::MAX << 1]),
         (0x401, &[0], &[1]),
         (0x480, &[], &[0, 1]),
         (0x6e1, &[0xffff_ffff], &[1 << 32]),
@@ -172,4 +172,26 @@ fn vmx_capabilities_need_vmx() {
     assert!(read(&mut cpu, 0x480).is_some());
     cpu.set_cpuid(Profile::MINIMAL.table());
     assert_eq!(read(&mut cpu, 0x480), None);
+}
+
+#[test]
+fn misc_enable_takes_execute_disable_and_cpuid_leaves_away() {
+    const XD_DISABLE: u64 = 1 << 34;
+    const LIMIT_CPUID: u64 = 1 << 22;
+    const NXE: u64 = 1 << 11;
+    let mut cpu = long_mode();
+    let misc = read(&mut cpu, 0x1a0).expect("it is there");
+    let efer = read(&mut cpu, 0xc000_0080).expect("it is there") & !NXE;
+    let execute_disable = |cpu: &mut Cpu| cpu.cpuid_answer(0x8000_0001, 0).edx >> 20 & 1;
+    assert_eq!(execute_disable(&mut cpu), 1);
+    assert_eq!(write(&mut cpu, 0xc000_0080, efer), Some(()));
+    assert_eq!(write(&mut cpu, 0x1a0, misc | XD_DISABLE), Some(()));
+    assert_eq!(execute_disable(&mut cpu), 0);
+    assert_eq!(write(&mut cpu, 0xc000_0080, efer | NXE), None);
+    assert_eq!(write(&mut cpu, 0x1a0, misc | LIMIT_CPUID), Some(()));
+    assert_eq!(execute_disable(&mut cpu), 1);
+    assert_eq!(write(&mut cpu, 0xc000_0080, efer | NXE), Some(()));
+    assert_eq!(cpu.cpuid_answer(0, 0).eax, 2);
+    assert_eq!(write(&mut cpu, 0x1a0, misc), Some(()));
+    assert!(cpu.cpuid_answer(0, 0).eax > 2);
 }

@@ -72,6 +72,42 @@ fn mov_ss_delays_the_single_step_trap() {
     assert_eq!(interrupted_at(&mut w), 3);
 }
 
+/// The trap behind MOV SS is suppressed, not kept for the handler that the next instruction enters.
+#[test]
+fn an_event_behind_mov_ss_loses_the_single_step_trap() {
+    const INT1: u8 = 0xf1;
+    for next in [&[INT1][..], &[0xcd, 0x21], &[0x0f, 0x0b]] {
+        let mut w = world(&[MOV_SS_AX.as_slice(), next, &[NOP]].concat());
+        w.set_gate(6, sel::CODE0, 0x8e);
+        w.set_flags(Rflags::TF);
+        let is_fault = next == [0x0f, 0x0b];
+        let saved = 2 + if is_fault { 0 } else { next.len() as u64 };
+        assert_eq!(interrupted_at(&mut w), saved, "{next:x?}");
+        assert_eq!(w.cpu.system.dr6 & 0x4000, 0, "{next:x?}");
+        assert_eq!(w.cpu.state.pending_debug, 0, "{next:x?}");
+    }
+}
+
+/// MOV SS meets a data breakpoint: INT1 reports it, other software interrupts are entered first and
+/// the trap comes in their handler.
+#[test]
+fn a_data_breakpoint_of_mov_ss_waits_for_the_next_instruction() {
+    const MOV_SS_MEMORY: [u8; 6] = [0x8e, 0x15, 0, 0x60, 0, 0];
+    for (next, saved) in [(&[0xf1][..], CODE + 7), (&[0xcd, 0x21], TARGET)] {
+        let mut w = world(&[MOV_SS_MEMORY.as_slice(), next, &[NOP]].concat());
+        w.write(0x6000, &sel::DATA0.to_le_bytes());
+        w.cpu.system.breakpoints[0] = 0x6000;
+        w.cpu.state.dr7 = 0x3_0401;
+        assert_eq!(
+            interrupted_at(&mut w).wrapping_add(CODE),
+            saved,
+            "{next:x?}"
+        );
+        assert_eq!(w.cpu.system.dr6 & 0x400f, 1, "{next:x?}");
+        assert_eq!(w.cpu.state.pending_debug, 0, "{next:x?}");
+    }
+}
+
 #[test]
 fn sti_and_mov_ss_delay_interrupts_by_one_instruction() {
     let sti = [STI, NOP, NOP];

@@ -126,6 +126,7 @@ fn a_return_outward_drops_segments_of_the_inner_level() {
         let mut world = World::protected(0, code);
         world.cpu.state.segment_mut(SegmentRegister::Es).access.0 |= 0x60;
         world.cpu.state.segment_mut(SegmentRegister::Fs).access.0 = 0xc09f;
+        world.cpu.state.segment_mut(SegmentRegister::Gs).base = 0x40_0000;
         let mut frame = vec![TARGET as u32, u32::from(sel::CODE3 | 3)];
         if code == IRET {
             frame.push(0x202);
@@ -142,6 +143,8 @@ fn a_return_outward_drops_segments_of_the_inner_level() {
             let access = world.segment(register).access;
             assert_eq!(!access.is_unusable(), stays, "{register:?} {code:x?}");
         }
+        let gs = world.segment(SegmentRegister::Gs);
+        assert_eq!((gs.selector, gs.base), (0, 0x40_0000));
     }
 }
 
