@@ -70,7 +70,7 @@ impl Image {
         let bitness = if program.bits == Bits::Long64 { 64 } else { 32 };
         let mut a = CodeAssembler::new(bitness).expect("32 and 64 are bitnesses");
         let target = Self::ENTRY + 0x400;
-        emit_stub(&mut a, program.bits, iterations, target).expect("a test builds every image");
+        emit_stub(&mut a, program, iterations, target).expect("a test builds every image");
         let stub = a.assemble(Self::ENTRY).expect("a test builds every image");
         bytes.extend(stub);
         bytes.resize((target - Self::BASE) as usize, 0x90);
@@ -119,10 +119,11 @@ fn fill_page_tables(bytes: &mut [u8]) {
 
 fn emit_stub(
     a: &mut CodeAssembler,
-    bits: Bits,
+    program: &Program,
     iterations: u32,
     target: u64,
 ) -> Result<(), IcedError> {
+    let bits = program.bits;
     let mut digit = a.create_label();
     let mut letter = a.create_label();
     let mut halt = a.create_label();
@@ -131,6 +132,9 @@ fn emit_stub(
         a.mov(segment, eax)?;
     }
     a.mov(esp, Image::STACK as u32)?;
+    if program.group.is_floating_point() {
+        emit_floating_point(a)?;
+    }
     a.mov(edi, iterations)?;
     a.mov(esi, Image::DATA as u32)?;
     a.mov(al, i32::from(BEGIN))?;
@@ -174,6 +178,20 @@ fn emit_stub(
     a.set_label(&mut halt)?;
     a.hlt()?;
     a.jmp(halt)
+}
+
+/// Switches SSE and the x87 on, in 64-bit mode.
+fn emit_floating_point(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(rax, cr4)?;
+    // OSFXSR, OSXMMEXCPT.
+    a.or(rax, 0x600)?;
+    a.mov(cr4, rax)?;
+    a.mov(rax, cr0)?;
+    // Not EM, not TS, but MP.
+    a.and(rax, !0xc)?;
+    a.or(rax, 2)?;
+    a.mov(cr0, rax)?;
+    a.fninit()
 }
 
 /// Asks QEMU's debug-exit device, then Bochs's shutdown port, to end the machine.

@@ -33,8 +33,8 @@ fn run(program: &Program, iterations: u32) -> (u64, u64) {
             inout("rax") code as u64 => result,
             inout("rdi") u64::from(iterations) => _,
             inout("rsi") data as u64 => _,
-            out("rcx") _, out("rdx") _, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
             out("r12") _, out("r13") _, out("r14") _, out("r15") _,
+            clobber_abi("sysv64"),
         );
         libc::munmap(code.cast(), 1 << 16);
         libc::munmap(data.cast(), DATA_BYTES as usize);

@@ -8,11 +8,13 @@ mod flat32;
 mod integer;
 mod memory;
 mod sha256;
+mod sse;
 mod vm;
 mod vmx;
+mod x87;
 
 use iced_x86::IcedError;
-use iced_x86::code_asm::CodeAssembler;
+use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rsi};
 
 /// Size of the data area that a program may use.
 pub const DATA_BYTES: u64 = 16 << 20;
@@ -33,13 +35,17 @@ pub enum Group {
     Integer,
     /// REP, which does its work by the byte.
     Rep,
+    /// SSE and SSE2.
+    Sse,
+    /// The x87.
+    X87,
     /// VMX instructions: the program is a hypervisor.
     Vmx,
 }
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 3] = [Self::Integer, Self::Rep, Self::Vmx];
+    pub const ALL: [Self; 5] = [Self::Integer, Self::Rep, Self::Sse, Self::X87, Self::Vmx];
 
     /// Returns its name.
     #[must_use]
@@ -47,8 +53,16 @@ impl Group {
         match self {
             Self::Integer => "integer",
             Self::Rep => "rep",
+            Self::Sse => "sse",
+            Self::X87 => "x87",
             Self::Vmx => "vmx",
         }
+    }
+
+    /// Whether its programs need CR4.OSFXSR and CR0.MP, and CR0.EM clear.
+    #[must_use]
+    pub const fn is_floating_point(self) -> bool {
+        matches!(self, Self::Sse | Self::X87)
     }
 }
 
@@ -89,6 +103,32 @@ impl Program {
     }
 }
 
+/// Position, velocity and time step of the planet of `orbit` and `orbit87`.
+const ORBIT: [f64; 5] = [1.0, 0.125, -0.25, 0.875, 0.001];
+
+/// Writes [`ORBIT`] to the data area.
+fn emit_orbit_data(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    for (n, value) in ORBIT.into_iter().enumerate() {
+        a.mov(rax, value.to_bits())?;
+        a.mov(qword_ptr(rsi + 8 * n), rax)?;
+    }
+    Ok(())
+}
+
+/// The result of `orbit` and `orbit87`.
+fn orbit(iterations: u32, _: u64) -> u64 {
+    let [mut x, mut y, mut vx, mut vy, dt] = ORBIT;
+    for _ in 0..iterations {
+        let square = x * x + y * y;
+        let pull = dt / (square * square.sqrt());
+        vx -= x * pull;
+        x += vx * dt;
+        vy -= y * pull;
+        y += vy * dt;
+    }
+    x.to_bits()
+}
+
 /// All programs.
 pub const PROGRAMS: &[Program] = &[
     integer::ALU,
@@ -103,6 +143,12 @@ pub const PROGRAMS: &[Program] = &[
     memory::STRING,
     memory::REP,
     flat32::FLAT32,
+    sse::MANDEL,
+    sse::ORBIT,
+    sse::MATRIX,
+    sse::BLEND,
+    x87::ORBIT87,
+    x87::HORNER,
     vmx::ROUND_TRIP,
     vmx::VMCS,
 ];

@@ -131,6 +131,11 @@ impl Engine for Bare {
 pub(crate) struct HostKvm;
 
 impl Engine for HostKvm {
+    /// The software KVM of a host without VT-x has no SSE.
+    fn runs(&self, group: Group) -> bool {
+        !group.is_floating_point() && group != Group::Vmx
+    }
+
     fn name(&self) -> &'static str {
         "host-kvm"
     }
