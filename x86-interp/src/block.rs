@@ -53,6 +53,9 @@ pub(crate) struct CodeMode {
     pub(crate) flat_write: u8,
     /// What the stack is like: one of the kinds in `uop::stack`.
     pub(crate) stack: u8,
+    /// SSE instructions neither fault nor trap to system software: CR4.OSFXSR is set, CR0.EM and
+    /// CR0.TS are clear.
+    pub(crate) has_sse: bool,
 }
 
 impl CodeMode {

@@ -84,6 +84,16 @@ impl LazyFlags {
         }
     }
 
+    /// The flags of an ordered comparison of floating-point numbers: ZF and CF; the others are 0.
+    #[inline(always)]
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    pub(crate) fn ordered(is_equal: bool, is_less: bool) -> Self {
+        Self {
+            result: u64::from(!is_equal),
+            aux: u64::from(is_less) * (CARRY | CARRY_IN) | u64::from(is_equal) << 8,
+        }
+    }
+
     /// Returns these flags with CF as it was in `before`, and the same OF.
     #[inline(always)]
     pub(crate) fn keeping_carry(self, before: Self) -> Self {

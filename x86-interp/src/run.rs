@@ -394,6 +394,7 @@ impl Cpu {
             flat_read,
             flat_write,
             stack,
+            has_sse: self.check_sse().is_ok(),
         }
     }
 }

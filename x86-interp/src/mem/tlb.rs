@@ -376,6 +376,13 @@ pub(crate) fn tag<W: Width>(linear: u64, context: u64) -> u64 {
     (linear.wrapping_add(W::BYTES as u64 - 1) & !0xfff) | context
 }
 
+/// The tag that an access of 16 bytes at `linear` must find.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn tag_16(linear: u64, context: u64) -> u64 {
+    (linear.wrapping_add(15) & !0xfff) | context
+}
+
 /// A value at any address.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]

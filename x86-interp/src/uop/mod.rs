@@ -27,6 +27,8 @@ pub(crate) mod moves;
 pub(crate) mod operand;
 pub(crate) mod plain;
 pub(crate) mod select;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod simd;
 pub(crate) mod stack;
 
 use std::sync::atomic::AtomicU64;

@@ -3,6 +3,9 @@
 //! [`Emit`] collects the micro-ops of one instruction. What has no hot form becomes one micro-op
 //! that calls the plain handler.
 
+#[cfg(target_arch = "x86_64")]
+mod simd;
+
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use vmx_model::arch::SegmentRegister;
 
@@ -350,6 +353,14 @@ impl Branches for Instruction {
     }
 }
 
+#[cfg(not(target_arch = "x86_64"))]
+impl Emit<'_> {
+    /// Other hosts execute vector instructions by their plain handlers.
+    fn simd(&mut self, _: Candidate<'_>) -> Option<()> {
+        None
+    }
+}
+
 impl Emit<'_> {
     fn select(&mut self, c: Candidate<'_>) -> Option<()> {
         let m = c.iced.mnemonic();
@@ -381,6 +392,7 @@ impl Emit<'_> {
             _ if c.iced.is_jcc() => self.jcc(c),
             _ if c.iced.is_setcc_any() => self.setcc(c),
             _ if c.iced.is_cmovcc_any() => self.cmovcc(c),
+            _ if self.mode.has_sse => self.simd(c),
             _ => None,
         }
     }

@@ -6,7 +6,7 @@
 
 use proptest::prelude::*;
 use vmx_model::addr::Hpa;
-use vmx_model::arch::{AccessRights, Activity, Rflags, SegmentRegister};
+use vmx_model::arch::{AccessRights, Activity, Cr0, Cr4, Rflags, SegmentRegister};
 
 use crate::run::tests::{Bits, CODE, processor};
 use crate::{Cpu, Stop};
@@ -106,8 +106,60 @@ const SHORT: &[(u8, u8)] = &[
     (0xc9, 0),
 ];
 
+/// Second opcode bytes of SSE and SSE2 with ModRM, all under any of the prefixes.
+const VECTOR: &[u8] = &[
+    0x10, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x28, 0x29, 0x2a, 0x2c, 0x2d, 0x2e, 0x2f, 0x50,
+    0x51, 0x54, 0x55, 0x56, 0x57, 0x58, 0x59, 0x5a, 0x5c, 0x5d, 0x5e, 0x5f, 0x6e, 0x6f, 0x7e, 0x7f,
+    0xd6, 0xe7,
+];
+
+/// Appends an instruction on vector registers.
+fn vector(r: &mut Random, kind: Kind, code: &mut Vec<u8>) {
+    let prefix = r.pick(&[0, 0x66, 0xf2, 0xf3]);
+    code.extend((prefix != 0).then_some(prefix));
+    if kind == Kind::Long64 && r.one_in(3) {
+        code.push(0x40 | r.below(16) as u8);
+    }
+    let opcode = match r.below(8) {
+        // Packed integers, all of the table's rows 6, 7, D, E and F.
+        0..3 => r.pick(&[0x60, 0xd0, 0xe0, 0xf0]) + r.below(16) as u8,
+        3 => r.pick(&[0x70, 0x71, 0x72, 0x73, 0xc6]),
+        _ => r.pick(VECTOR),
+    };
+    code.extend([0x0f, opcode]);
+    modrm(r, kind, code);
+    if matches!(opcode, 0x70..=0x73 | 0xc6) {
+        code.push(r.value() as u8);
+    }
+}
+
+/// A vector register: numbers that are normal, zero, large, tiny or none.
+fn vector_register(r: &mut Random) -> [u64; 4] {
+    let number = |r: &mut Random| match r.below(8) {
+        0 => 0,
+        1 => r.next(),
+        2 => r
+            .pick(&[
+                f64::MAX,
+                f64::MIN_POSITIVE,
+                f64::INFINITY,
+                f64::NAN,
+                -0.0,
+                5e-324,
+            ])
+            .to_bits(),
+        3 => u64::from((r.next() as f32).to_bits()) << 32 | u64::from(1.5f32.to_bits()),
+        4 => u64::from(r.pick(&[f32::MAX, 1e-40, f32::NAN]).to_bits()) * 0x1_0000_0001,
+        _ => (r.next() as i32 as f64 / 4096.0).to_bits(),
+    };
+    core::array::from_fn(|_| number(r))
+}
+
 /// Appends an instruction that goes on with the next one.
 fn straight(r: &mut Random, kind: Kind, code: &mut Vec<u8>) {
+    if r.one_in(3) {
+        return vector(r, kind, code);
+    }
     let wide = prefixes(r, kind, code);
     let imm = |r: &mut Random, n: u8| match n {
         4 if wide => 4,
@@ -271,6 +323,14 @@ fn prepared(r: &mut Random, kind: Kind, code: &[u8]) -> Cpu {
         }
     }
     registers[5] = 0x4000 + r.below(0x4000);
+    state.cr4 |= Cr4::OSFXSR | Cr4::OSXMMEXCPT;
+    if r.one_in(16) {
+        state.cr0 |= r.pick(&[Cr0::TS, Cr0::EM]);
+    }
+    cpu.fpu.mxcsr = r.pick(&[
+        0x1fa0, 0x1fa0, 0x1fa0, 0x1f80, 0x1fbf, 0x3fa0, 0x9fe0, 0x0020,
+    ]);
+    cpu.fpu.vector = core::array::from_fn(|_| vector_register(r));
     cpu.set_general_registers(&registers);
     cpu.set_arch_state(&state);
     cpu
@@ -290,7 +350,13 @@ fn agree(seed: u64, kind: Kind) -> bool {
     let mut plain = prepared(&mut Random(state), kind, &code);
     let mut count = 0;
     let inside = CODE..CODE + code.len() as u64;
-    while count < 16 && inside.contains(&plain.state.rip) && plain.execute_plain().is_ok() {
+    while count < 16 && inside.contains(&plain.state.rip) {
+        let mxcsr = plain.fpu.mxcsr;
+        if plain.execute_plain().is_err() {
+            // #XM leaves its cause there.
+            plain.fpu.mxcsr = mxcsr;
+            break;
+        }
         count += 1;
     }
     let now = plain.arch_state();
@@ -303,10 +369,12 @@ fn agree(seed: u64, kind: Kind) -> bool {
     }
     let mut fast = prepared(&mut Random(state), kind, &code);
     let (gpr, saved, flags, before) = (fast.gpr, fast.state.clone(), fast.flags, memory(&fast));
+    let fpu = fast.fpu.clone();
     for _ in 0..3 {
         fast.gpr = gpr;
         fast.state = saved.clone();
         fast.flags = flags;
+        fast.fpu = fpu.clone();
         fast.phys.write_bytes(Hpa(0), &before);
         assert_eq!(fast.run(count), Stop::Budget, "{kind:?} {code:02x?}");
         let context = format!("{kind:?} {code:02x?} seed {seed:#x}, {count} instructions");
@@ -316,6 +384,7 @@ fn agree(seed: u64, kind: Kind) -> bool {
             "{context}"
         );
         assert_eq!(fast.arch_state(), plain.arch_state(), "{context}");
+        assert_eq!(fast.fpu, plain.fpu, "{context}");
         assert!(memory(&fast) == memory(&plain), "{context}: memory");
     }
     count > 0
