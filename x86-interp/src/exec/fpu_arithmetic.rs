@@ -5,10 +5,10 @@
 
 use core::cmp::Ordering;
 
-use iced_x86::{Code, MemorySize, Mnemonic};
+use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::Rflags;
 
-use super::fpu_stack::register;
+use super::fpu_stack::{InMemory, register};
 use super::{Row, Traits};
 use crate::fpu::FpuState;
 use crate::insn::{Insn, Operand, Plain};
@@ -192,9 +192,10 @@ fn fstpnce(cpu: &mut Cpu, insn: &Insn) -> Exec {
 fn store_number(cpu: &mut Cpu, insn: &Insn, value: Option<F80>) -> Exec<bool> {
     let env = cpu.fpu.env();
     let number = value.unwrap_or(F80::INDEFINITE);
-    let format = match insn.code.op_code().memory_size() {
-        MemorySize::Float32 => Format::SINGLE,
-        MemorySize::Float64 => Format::DOUBLE,
+    let kind = InMemory::of(insn.code);
+    let format = match kind {
+        InMemory::Single => Format::SINGLE,
+        InMemory::Double => Format::DOUBLE,
         _ => {
             let bytes = number.to_bytes();
             return store_bytes(cpu, insn, value, &Out::exact(Some(())), &bytes);
@@ -202,13 +203,12 @@ fn store_number(cpu: &mut Cpu, insn: &Insn, value: Option<F80>) -> Exec<bool> {
     };
     let out = convert::narrow(number, format, &env);
     let bytes = out.value.unwrap_or(0).to_le_bytes();
-    let size = insn.code.op_code().memory_size().size();
     let out = Out {
         value: out.value.map(|_| ()),
         flags: out.flags,
         is_rounded_up: out.is_rounded_up,
     };
-    store_bytes(cpu, insn, value, &out, &bytes[..size])
+    store_bytes(cpu, insn, value, &out, &bytes[..kind.bytes()])
 }
 
 /// Writes the result of a store, and notes its exceptions; true if it was written. `value` is what
@@ -220,23 +220,33 @@ fn store_bytes(
     out: &Out<Option<()>>,
     bytes: &[u8],
 ) -> Exec<bool> {
-    let mut after = cpu.fpu.clone();
+    let before = cpu.fpu.status;
     let is_stored = match value {
-        None => after.underflow(),
-        Some(_) => after.accept(out) && out.value.is_some(),
+        None => cpu.fpu.underflow(),
+        Some(_) => cpu.fpu.accept(out) && out.value.is_some(),
     };
-    if is_stored {
-        cpu.store_operand(insn, bytes)?;
+    let written = match bytes {
+        _ if !is_stored => Ok(()),
+        &[a, b, c, d, e, f, g, h] => {
+            let word = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+            cpu.write::<u64>(insn, 0, word)
+        }
+        &[a, b, c, d] => cpu.write::<u32>(insn, 0, u32::from_le_bytes([a, b, c, d])),
+        bytes => cpu.store_operand(insn, bytes),
+    };
+    if written.is_err() {
+        cpu.fpu.status = before;
+    } else {
+        cpu.note_x87_memory(insn);
     }
-    cpu.fpu = after;
-    Ok(is_stored)
+    written.map(|()| is_stored)
 }
 
 /// FIST, FISTP, FISTTP.
 fn fist(cpu: &mut Cpu, insn: &Insn, rounding: Option<Rounding>, pops: bool) -> Exec {
     cpu.begin_x87(insn)?;
     let value = cpu.fpu.st(0);
-    let size = insn.code.op_code().memory_size().size();
+    let size = InMemory::of(insn.code).bytes();
     let rounding = rounding.unwrap_or(cpu.fpu.env().rounding);
     let number = value.unwrap_or(F80::INDEFINITE);
     let out = convert::to_integer(number, 8 * size as u32, rounding);
@@ -323,8 +333,7 @@ type Binary = fn(F80, F80, &Env) -> Out;
 /// An operation on two numbers: registers, or ST(0) and memory.
 fn binary(cpu: &mut Cpu, insn: &Insn, operation: Binary, pops: bool) -> Exec {
     cpu.begin_x87(insn)?;
-    let is_memory = insn.operands.contains(&Operand::Memory);
-    let (to, second) = if is_memory {
+    let (to, second) = if insn.operands[0] == Operand::Memory {
         (0, Some(cpu.x87_memory(insn)?))
     } else {
         let second = cpu.fpu.st(register(insn, 1));
@@ -459,7 +468,7 @@ fn fprem(cpu: &mut Cpu, insn: &Insn, is_nearest: bool) -> Exec {
 
 /// Returns the second operand of a comparison: memory, a register, ST(1).
 fn compared(cpu: &mut Cpu, insn: &Insn) -> Exec<Option<Out>> {
-    if insn.operands.contains(&Operand::Memory) {
+    if insn.operands[0] == Operand::Memory {
         return cpu.x87_memory(insn).map(Some);
     }
     let i = match insn.operands[1] {

@@ -4,14 +4,14 @@
 //! Floating-Point Exception Handling". An exception before a computation (IE, DE, ZE) that is not
 //! masked leaves registers and memory as they are; one after it (OE, UE, PE) does not.
 
-use iced_x86::MemorySize;
+use iced_x86::Code;
 use vmx_model::arch::SegmentRegister;
 
-use crate::cpuid::Feature;
 use crate::fpu::FpuState;
 use crate::insn::{Insn, Operand};
 use crate::softfloat::convert::{self, Format};
 use crate::softfloat::{Env, F80, Out, flag};
+use crate::width::Width;
 use crate::{Cpu, Exec};
 
 /// SF of the status word.
@@ -149,43 +149,135 @@ pub(crate) fn register(insn: &Insn, n: usize) -> usize {
     }
 }
 
+/// What an x87 instruction finds in memory or leaves there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InMemory {
+    Single,
+    Double,
+    Extended,
+    Word,
+    Doubleword,
+    Quadword,
+    Decimal,
+}
+
+impl InMemory {
+    /// Returns that of an instruction with a memory operand.
+    pub(crate) const fn of(code: Code) -> Self {
+        use Code as C;
+        match code {
+            C::Fadd_m32fp
+            | C::Fmul_m32fp
+            | C::Fcom_m32fp
+            | C::Fcomp_m32fp
+            | C::Fsub_m32fp
+            | C::Fsubr_m32fp
+            | C::Fdiv_m32fp
+            | C::Fdivr_m32fp
+            | C::Fld_m32fp
+            | C::Fst_m32fp
+            | C::Fstp_m32fp => Self::Single,
+            C::Fadd_m64fp
+            | C::Fmul_m64fp
+            | C::Fcom_m64fp
+            | C::Fcomp_m64fp
+            | C::Fsub_m64fp
+            | C::Fsubr_m64fp
+            | C::Fdiv_m64fp
+            | C::Fdivr_m64fp
+            | C::Fld_m64fp
+            | C::Fst_m64fp
+            | C::Fstp_m64fp => Self::Double,
+            C::Fiadd_m16int
+            | C::Fimul_m16int
+            | C::Ficom_m16int
+            | C::Ficomp_m16int
+            | C::Fisub_m16int
+            | C::Fisubr_m16int
+            | C::Fidiv_m16int
+            | C::Fidivr_m16int
+            | C::Fild_m16int
+            | C::Fist_m16int
+            | C::Fistp_m16int
+            | C::Fisttp_m16int => Self::Word,
+            C::Fiadd_m32int
+            | C::Fimul_m32int
+            | C::Ficom_m32int
+            | C::Ficomp_m32int
+            | C::Fisub_m32int
+            | C::Fisubr_m32int
+            | C::Fidiv_m32int
+            | C::Fidivr_m32int
+            | C::Fild_m32int
+            | C::Fist_m32int
+            | C::Fistp_m32int
+            | C::Fisttp_m32int => Self::Doubleword,
+            C::Fild_m64int | C::Fistp_m64int | C::Fisttp_m64int => Self::Quadword,
+            C::Fbld_m80bcd | C::Fbstp_m80bcd => Self::Decimal,
+            _ => Self::Extended,
+        }
+    }
+
+    /// Returns its size in bytes.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Self::Word => 2,
+            Self::Single | Self::Doubleword => 4,
+            Self::Double | Self::Quadword => 8,
+            Self::Extended | Self::Decimal => 10,
+        }
+    }
+}
+
 impl Cpu {
-    /// What every x87 instruction begins with that is not a control instruction: #NM, #MF; then it
-    /// is the last instruction.
+    /// What every x87 instruction begins with that is not a control instruction: #NM, #MF. Then it
+    /// is the last instruction; one with a memory operand is so after the access.
     pub(crate) fn begin_x87(&mut self, insn: &Insn) -> Exec {
         self.check_waiting_x87()?;
-        self.fpu.instruction_pointer = self.state.rip;
-        self.fpu.code_selector = self.state.segment(SegmentRegister::Cs).selector;
-        if insn.operands.contains(&Operand::Memory) {
-            self.fpu.data_pointer = self.effective_address(insn);
-            let segment = insn.memory.segment;
-            self.fpu.data_selector = self.state.segment(segment).selector;
-        }
-        if self.has(Feature::FcsFdsDeprecated) {
-            self.drop_deprecated_selectors();
+        if insn.operands[0] != Operand::Memory {
+            self.note_x87();
         }
         Ok(())
     }
 
+    /// Notes the last instruction.
+    fn note_x87(&mut self) {
+        self.fpu.instruction_pointer = self.state.rip;
+        self.fpu.code_selector = self.state.segment(SegmentRegister::Cs).selector;
+        self.drop_deprecated_selectors();
+    }
+
+    /// Notes the last instruction with a memory operand.
+    pub(crate) fn note_x87_memory(&mut self, insn: &Insn) {
+        self.fpu.data_pointer = self.effective_address(insn);
+        self.fpu.data_selector = self.state.segment(insn.memory.segment).selector;
+        self.note_x87();
+    }
+
     /// Reads the memory operand as a number, as it is.
     pub(crate) fn x87_memory(&mut self, insn: &Insn) -> Exec<Out> {
-        let mut bytes = [0; 10];
-        let size = insn.code.op_code().memory_size();
-        self.load_operand(insn, &mut bytes[..size.size()])?;
-        let number = |n: usize| {
-            bytes[..n]
-                .iter()
-                .rev()
-                .fold(0, |v, &b| v << 8 | u64::from(b))
+        let out = match InMemory::of(insn.code) {
+            InMemory::Single => convert::widen(self.read::<u32>(insn, 0)?.into(), Format::SINGLE),
+            InMemory::Double => convert::widen(self.read::<u64>(insn, 0)?, Format::DOUBLE),
+            InMemory::Word => {
+                Out::exact(convert::from_integer(self.read::<u16>(insn, 0)?.to_i64()))
+            }
+            InMemory::Doubleword => {
+                Out::exact(convert::from_integer(self.read::<u32>(insn, 0)?.to_i64()))
+            }
+            InMemory::Quadword => {
+                Out::exact(convert::from_integer(self.read::<u64>(insn, 0)?.to_i64()))
+            }
+            long => {
+                let mut bytes = [0; 10];
+                self.load_operand(insn, &mut bytes)?;
+                Out::exact(match long {
+                    InMemory::Decimal => convert::from_decimal(&bytes),
+                    _ => F80::from_bytes(&bytes),
+                })
+            }
         };
-        Ok(match size {
-            MemorySize::Float32 => convert::widen(number(4), Format::SINGLE),
-            MemorySize::Float64 => convert::widen(number(8), Format::DOUBLE),
-            MemorySize::Int16 => Out::exact(convert::from_integer(number(2) as i16 as i64)),
-            MemorySize::Int32 => Out::exact(convert::from_integer(number(4) as i32 as i64)),
-            MemorySize::Int64 => Out::exact(convert::from_integer(number(8) as i64)),
-            MemorySize::Bcd => Out::exact(convert::from_decimal(&bytes)),
-            _ => Out::exact(F80::from_bytes(&bytes)),
-        })
+        self.note_x87_memory(insn);
+        Ok(out)
     }
 }

@@ -7,6 +7,9 @@ use super::{
 
 /// `a + b`.
 pub(crate) fn add(a: F80, b: F80, env: &Env) -> Out {
+    if a.is_normal() && b.is_normal() {
+        return add_finite(a, b, env);
+    }
     if let Some(out) = special(a, b) {
         return out;
     }
@@ -33,6 +36,9 @@ pub(crate) fn add(a: F80, b: F80, env: &Env) -> Out {
 
 /// `a - b`. A NaN keeps its sign.
 pub(crate) fn subtract(a: F80, b: F80, env: &Env) -> Out {
+    if a.is_normal() && b.is_normal() {
+        return add_finite(a, b.negate(), env);
+    }
     special(a, b).unwrap_or_else(|| add(a, b.negate(), env))
 }
 
@@ -69,6 +75,9 @@ fn add_finite(a: F80, b: F80, env: &Env) -> Out {
 
 /// `a * b`.
 pub(crate) fn multiply(a: F80, b: F80, env: &Env) -> Out {
+    if a.is_normal() && b.is_normal() {
+        return multiply_finite(a, b, env);
+    }
     if let Some(out) = special(a, b) {
         return out;
     }
@@ -82,15 +91,23 @@ pub(crate) fn multiply(a: F80, b: F80, env: &Env) -> Out {
         (Class::Zero, _) | (_, Class::Zero) => return Out::exact(F80::zero(sign)).with(flags),
         _ => {}
     }
+    multiply_finite(a, b, env).with(flags)
+}
+
+fn multiply_finite(a: F80, b: F80, env: &Env) -> Out {
+    let sign = a.sign() != b.sign();
     let (a, b) = (a.unpack(), b.unpack());
     let product = u128::from(a.significand) * u128::from(b.significand);
     let shift = product.leading_zeros();
     let exponent = a.exponent + b.exponent - BIAS + 1 - shift as i32;
-    round_pack(sign, exponent, product << shift, env).with(flags)
+    round_pack(sign, exponent, product << shift, env)
 }
 
 /// `a / b`.
 pub(crate) fn divide(a: F80, b: F80, env: &Env) -> Out {
+    if a.is_normal() && b.is_normal() {
+        return divide_finite(a, b, env);
+    }
     if let Some(out) = special(a, b) {
         return out;
     }
@@ -106,6 +123,11 @@ pub(crate) fn divide(a: F80, b: F80, env: &Env) -> Out {
         }
         _ => {}
     }
+    divide_finite(a, b, env).with(flags)
+}
+
+fn divide_finite(a: F80, b: F80, env: &Env) -> Out {
+    let sign = a.sign() != b.sign();
     let (a, b) = (a.unpack(), b.unpack());
     let is_less = a.significand < b.significand;
     let divisor = u128::from(b.significand);
@@ -114,7 +136,7 @@ pub(crate) fn divide(a: F80, b: F80, env: &Env) -> Out {
     let (second, rest) = ((rest << 64) / divisor, (rest << 64) % divisor);
     let quotient = first << 64 | second | u128::from(rest != 0);
     let exponent = a.exponent - b.exponent + BIAS - i32::from(is_less);
-    round_pack(sign, exponent, quotient, env).with(flags)
+    round_pack(sign, exponent, quotient, env)
 }
 
 /// `b / a`.

@@ -135,10 +135,10 @@ impl F80 {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8; 10]) -> Self {
-        let (low, high) = bytes.split_at(8);
+        let [a, b, c, d, e, f, g, h, i, j] = *bytes;
         Self {
-            high: u16::from_le_bytes([high[0], high[1]]),
-            low: low.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b)),
+            high: u16::from_le_bytes([i, j]),
+            low: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
         }
     }
 
@@ -169,6 +169,13 @@ impl F80 {
             MAX_EXPONENT => Class::SignalingNan,
             _ => Class::Normal,
         }
+    }
+
+    /// Whether it is a normal number: what nearly every operand is.
+    #[inline]
+    pub(crate) const fn is_normal(self) -> bool {
+        let exponent = self.high & 0x7fff;
+        exponent.wrapping_sub(1) < 0x7ffe && self.low & INTEGER_BIT != 0
     }
 
     pub(crate) const fn is_nan(self) -> bool {
@@ -300,7 +307,41 @@ pub(crate) const fn shift_right_jam(value: u128, by: u32) -> u128 {
 
 /// Rounds `significand / 2^127 * 2^(exponent - BIAS)`, whose highest bit is set and whose lowest is
 /// sticky, to a result.
+#[inline]
 pub(crate) fn round_pack(sign: bool, exponent: i32, significand: u128, env: &Env) -> Out {
+    let is_far_from_limits = (1..MAX_EXPONENT - 1).contains(&exponent);
+    if is_far_from_limits && env.rounding == Rounding::Nearest {
+        round_to_nearest(sign, exponent, significand, env.precision)
+    } else {
+        round_anyhow(sign, exponent, significand, env)
+    }
+}
+
+/// [`round_pack`] where neither overflow nor underflow is near.
+#[inline]
+fn round_to_nearest(sign: bool, exponent: i32, significand: u128, precision: u32) -> Out {
+    let (high, low) = ((significand >> 64) as u64, significand as u64);
+    let unit = 1_u64 << (64 - precision);
+    let kept = high & unit.wrapping_neg();
+    // What is rounded away: its highest bit, and whether there is more.
+    let (half, rest) = if precision == 64 {
+        (low >> 63 != 0, low << 1)
+    } else {
+        let below = high - kept;
+        (below & unit >> 1 != 0, below & ((unit >> 1) - 1) | low)
+    };
+    let is_up = half && (rest != 0 || kept & unit != 0);
+    let (sum, has_carried) = kept.overflowing_add(if is_up { unit } else { 0 });
+    let low = if has_carried { INTEGER_BIT } else { sum };
+    Out {
+        value: F80::new(sign, exponent + i32::from(has_carried), low),
+        flags: if half || rest != 0 { flag::PE } else { 0 },
+        is_rounded_up: is_up,
+    }
+}
+
+/// [`round_pack`] in general.
+fn round_anyhow(sign: bool, exponent: i32, significand: u128, env: &Env) -> Out {
     let drop = 128 - env.precision;
     let rounded = round_at(sign, significand, drop, env.rounding);
     let full = exponent + i32::from(rounded.has_carried);
