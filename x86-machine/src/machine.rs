@@ -3,8 +3,8 @@
 //!
 //! All processors take turns on one thread, each for at most `QUANTUM` instructions: under
 //! [`ClockSource::Instructions`] the same image gives the same run. Time is the time-stamp counter
-//! of all processors: a turn begins for everyone at the same time, and the next turns begin when
-//! the longest of them has ended.
+//! of all processors: a turn begins when the one before it has ended, so that no processor ever
+//! reads a time that another one has left behind.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -298,18 +298,16 @@ impl Machine {
         }
         loop {
             let start = self.now;
-            let mut longest = 0;
             for n in 0..self.cpus.len() {
-                match self.take_turn(n, start) {
-                    Ok(ran) => longest = longest.max(ran),
+                match self.take_turn(n, self.now) {
+                    Ok(ran) => self.now += ran,
                     Err(outcome) => return outcome,
                 }
                 if let Some(end) = lock(&self.board).end {
                     return Outcome::End(end);
                 }
             }
-            self.now = start + longest;
-            if longest != 0 {
+            if self.now != start {
                 quiet_since = self.now;
             } else if let Some(outcome) = self.wait(quiet_since) {
                 return outcome;

@@ -326,3 +326,41 @@ fn a_vmcs_that_moves_without_vmclear_is_reported() {
     assert_eq!(first.vmcs, Some(Hpa(0x31_0000)));
     assert_eq!(first.cpu.0, 1);
 }
+
+/// Reads the TSC 20,000 times under a lock, and counts in RESULT how often it was behind the time
+/// that the last reader of any processor saw.
+fn compare_times(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    const LOCK: u32 = 0x50c;
+    const LAST: u32 = 0x510;
+    let mut next = a.create_label();
+    let mut not_behind = a.create_label();
+    a.mov(ebp, 20_000)?;
+    a.set_label(&mut next)?;
+    a.mov(ebx, 1)?;
+    a.xchg(dword_ptr(LOCK), ebx)?;
+    a.test(ebx, ebx)?;
+    a.jnz(next)?;
+    a.rdtsc()?;
+    a.cmp(eax, dword_ptr(LAST))?;
+    a.jae(not_behind)?;
+    a.inc(dword_ptr(RESULT))?;
+    a.set_label(&mut not_behind)?;
+    a.mov(dword_ptr(LAST), eax)?;
+    a.mov(dword_ptr(LOCK), 0)?;
+    a.dec(ebp)?;
+    a.jnz(next)
+}
+
+#[test]
+fn no_processor_sees_a_time_that_another_one_has_left_behind() {
+    let (mut machine, _) = machine(3, false, |a| {
+        start_others(a)?;
+        compare_times(a)?;
+        wait_and_exit(a, 2)
+    });
+    prepare(&machine, |a| {
+        compare_times(a)?;
+        finish(a)
+    });
+    assert_eq!(exit_value(machine.run(LIMIT_TICKS)), 0);
+}

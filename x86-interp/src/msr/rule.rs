@@ -189,7 +189,7 @@ pub(super) fn write_efer(cpu: &mut Cpu, value: u64) -> Option<()> {
     let is_paging = cpu.state.cr0.contains(Cr0::PG);
     let mut supported = cpu.cpuid.efer_supported() | Efer::LMA;
     if cpu.msrs.misc_enable & MISC_ENABLE_XD_DISABLE != 0 {
-        supported = supported - Efer::NXE | old & Efer::NXE;
+        supported = (supported - Efer::NXE) | (old & Efer::NXE);
     }
     if !supported.contains(new) || (changed.contains(Efer::LME) && is_paging) {
         return None;
