@@ -68,6 +68,8 @@ enum FuzzCommand {
     Code(fuzz::Options),
     /// Random sequences of ioctls, compared with /dev/kvm.
     Ioctl(fuzz::Options),
+    /// Every instruction form of the interpreter with random operands, against the host CPU.
+    Isa(fuzz::isa::Options),
 }
 
 #[derive(Debug, clap::Args)]
@@ -147,6 +149,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             runner::host_kvm().map_err(|reason| anyhow::anyhow!("host skipped: {reason}"))?;
             fuzz::run(&mut fuzz::ioctl::Ioctl::new(), &options)
         }
+        Command::Fuzz(FuzzCommand::Isa(options)) => fuzz::isa::run(&options),
         Command::Fuzz(FuzzCommand::Vmx(options)) => {
             fuzz::run(&mut fuzz::vmx::Vmx::default(), &options)
         }

@@ -8,6 +8,7 @@
 pub mod code;
 pub mod entry;
 pub mod ioctl;
+pub mod isa;
 pub mod vmx;
 
 use crate::cli::progress_bar;

@@ -25,6 +25,12 @@ impl Cpu {
         self.state.rip
     }
 
+    /// Sets RIP.
+    pub fn set_rip(&mut self, rip: u64) {
+        self.state.rip = rip;
+        self.next_rip = rip;
+    }
+
     /// Returns the system registers that VM entry does not load.
     #[must_use]
     pub fn system_registers(&self) -> &SystemRegisters {

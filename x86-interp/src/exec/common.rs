@@ -73,4 +73,16 @@ impl Cpu {
         let linear = self.operand_linear(insn, bytes.len(), Access::Write)?;
         self.store_bytes_linear(linear, bytes, Privilege::Current)
     }
+
+    /// Faults as a store of so many bytes to the memory operand would.
+    pub(crate) fn probe_operand(&mut self, insn: &Insn, bytes: usize) -> Exec {
+        let first = self.operand_linear(insn, bytes, Access::Write)?;
+        let last = Linear(first.0.wrapping_add(bytes as u64 - 1));
+        self.translate(first, Access::Write, Privilege::Current)?;
+        if first.0 >> 12 != last.0 >> 12 {
+            let second_page = Linear(last.0 & !0xfff);
+            self.translate(second_page, Access::Write, Privilege::Current)?;
+        }
+        Ok(())
+    }
 }

@@ -226,7 +226,8 @@ fn store_bytes(
         Some(_) => cpu.fpu.accept(out) && out.value.is_some(),
     };
     let written = match bytes {
-        _ if !is_stored => Ok(()),
+        // A fault of the operand comes before the exception that keeps it from being written.
+        _ if !is_stored => cpu.probe_operand(insn, bytes.len()),
         &[a, b, c, d, e, f, g, h] => {
             let word = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
             cpu.write::<u64>(insn, 0, word)
