@@ -149,12 +149,9 @@ impl Sides {
     /// Runs one case on both.
     fn run(&mut self, case: &case::Case, pool: &[u8], result: &mut FormResult) -> Option<String> {
         let memory = case.memory(pool, &mut self.memory);
-        let ours = match self.emulated.run(case, memory) {
-            Ok(ours) => ours,
-            Err(_) => {
-                result.unsupported += 1;
-                return None;
-            }
+        let Some(ours) = self.emulated.run(case, memory) else {
+            result.unsupported += 1;
+            return None;
         };
         let host = self.host.run(case, memory);
         let is_ud = |o: &case::Outcome| matches!(o.exception, Some((6, ..)));

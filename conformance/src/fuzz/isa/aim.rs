@@ -50,11 +50,11 @@ pub(super) fn aim(draft: &mut Draft, case: &mut Case) -> Option<()> {
             case.state.gpr[7] = DATA.wrapping_add(draft.place(8));
         }
         M::Pcmpestri | M::Pcmpestrm | M::Vpcmpestri | M::Vpcmpestrm => lengths(draft, case),
-        M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => {
-            if draft.random.one_in(2) {
-                let junk = draft.random.pick(&[0, 0, 1 << 16, 1 << 31]);
-                case.state.gpr[1] = draft.random.below(3) | junk;
-            }
+        M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz
+            if draft.random.one_in(2) =>
+        {
+            let junk = draft.random.pick(&[0, 0, 1 << 16, 1 << 31]);
+            case.state.gpr[1] = draft.random.below(3) | junk;
         }
         M::Ldmxcsr | M::Vldmxcsr => mxcsr_image(draft, case, 0),
         M::Fxrstor | M::Fxrstor64 => mxcsr_image(draft, case, 24),

@@ -40,15 +40,15 @@ const UNDEFINED: &[(&[Mnemonic], u64)] = {
 
 /// Bytes of a memory operand that are not compared.
 #[rustfmt::skip]
-const POINTERS: &[(&[Code], &[Range<usize>])] = {
+const POINTERS: &[(&[Code], [Range<usize>; 2])] = {
     use Code::*;
     &[
         // The x87 pointers: AMD processors save them only while an exception is pending (SDM Vol.
         // 1, "x87 FPU Instruction and Data (Operand) Pointers"); and MXCSR_MASK (SDM Vol. 1,
         // "Guidelines for Writing to the MXCSR Register"), where they have a bit of their own.
-        (&[Fxsave_m512byte, Fxsave64_m512byte], &[6..24, 28..32]),
-        (&[Fnstenv_m28byte, Fnsave_m108byte], &[12..28]),
-        (&[Fnstenv_m14byte, Fnsave_m94byte], &[6..14]),
+        (&[Fxsave_m512byte, Fxsave64_m512byte], [6..24, 28..32]),
+        (&[Fnstenv_m28byte, Fnsave_m108byte], [12..28, 0..0]),
+        (&[Fnstenv_m14byte, Fnsave_m94byte], [6..14, 0..0]),
     ]
 };
 

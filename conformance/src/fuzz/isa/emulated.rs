@@ -72,9 +72,9 @@ impl Emulated {
         }
     }
 
-    /// Executes the instruction by its plain handler; `memory` is before it. The error is what the
-    /// interpreter does not support.
-    pub(super) fn run(&mut self, case: &Case, memory: &[u8]) -> Result<Outcome, String> {
+    /// Executes the instruction by its plain handler; `memory` is before it. Nothing if the
+    /// interpreter does not support it.
+    pub(super) fn run(&mut self, case: &Case, memory: &[u8]) -> Option<Outcome> {
         let at = (case.state.rip - CODE) as usize;
         let code = &mut bytes_of(&self.code)[at..];
         code[..16].fill(0xcc);
@@ -88,9 +88,9 @@ impl Emulated {
         let exception = match cpu.execute_plain() {
             Ok(()) => None,
             Err(Fault::Exception(e)) => Some((e.vector, e.error_code.unwrap_or(0), e.payload)),
-            Err(other) => {
+            Err(_) => {
                 cpu.set_arch_state(&self.arch);
-                return Err(format!("{other:?}"));
+                return None;
             }
         };
         let state = State {
@@ -99,7 +99,7 @@ impl Emulated {
             rflags: cpu.rflags().bits(),
             fpu: cpu.fpu().clone(),
         };
-        Ok(Outcome { state, exception })
+        Some(Outcome { state, exception })
     }
 
     /// Returns the data pages after the instruction.

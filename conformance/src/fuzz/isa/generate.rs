@@ -194,13 +194,13 @@ impl Draft {
                 i.set_memory_index(Register::AL);
             }
             Kind::seg_rSI => {
-                i.set_op_kind(n, select(long, OpKind::MemorySegRSI, OpKind::MemorySegESI))
+                i.set_op_kind(n, select(long, OpKind::MemorySegRSI, OpKind::MemorySegESI));
             }
             Kind::es_rDI => {
-                i.set_op_kind(n, select(long, OpKind::MemoryESRDI, OpKind::MemoryESEDI))
+                i.set_op_kind(n, select(long, OpKind::MemoryESRDI, OpKind::MemoryESEDI));
             }
             Kind::seg_rDI => {
-                i.set_op_kind(n, select(long, OpKind::MemorySegRDI, OpKind::MemorySegEDI))
+                i.set_op_kind(n, select(long, OpKind::MemorySegRDI, OpKind::MemorySegEDI));
             }
             _ => return self.immediate_operand(i, n, kind),
         }
