@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use vmx_model::field::Field;
+use vmx_model::msr_area::MsrEntry;
 
 /// The values of one dump.
 pub type Fields = BTreeMap<Field, u64>;
@@ -19,10 +20,12 @@ pub struct Dump {
     pub line: usize,
     /// What is known of the VMCS.
     pub fields: Fields,
+    /// The entry of the VM-entry MSR-load area that Xen names as the one that was refused.
+    pub msr: Option<MsrEntry>,
 }
 
-/// A part of a dump.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// A part of a dump, in the order in which they come.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Section {
     Guest,
     Host,
@@ -173,6 +176,10 @@ const CONTROL: &[Phrase] = &[
             Field::VM_ENTRY_INSTRUCTION_LENGTH,
         ],
     ),
+    (
+        "reason _ qualification _",
+        &[Field::EXIT_REASON, Field::EXIT_QUALIFICATION],
+    ),
     ("TPR Threshold _", &[Field::TPR_THRESHOLD]),
     ("APIC-access addr _", &[Field::APIC_ACCESS_ADDRESS]),
     ("virt-APIC addr _", &[Field::VIRTUAL_APIC_ADDRESS]),
@@ -219,25 +226,33 @@ fn from_json(value: &serde_json::Value) -> Option<Dump> {
         Some((field, value? & field.value_mask()))
     });
     let fields = fields.collect();
-    Some(Dump { line: 1, fields })
+    Some(Dump {
+        line: 1,
+        fields,
+        msr: None,
+    })
 }
 
 fn from_log(text: &str) -> Vec<Dump> {
     let mut dumps: Vec<Dump> = Vec::new();
     let mut words: Vec<String> = Vec::new();
     let mut section = None;
+    // What lines before a dump say of it.
+    let mut notes = Dump::default();
     for (line, number) in text.lines().zip(1..) {
         let Some(next) = heading(line) else {
+            note(line, dumps.last_mut(), &mut notes);
             if section.is_some() {
                 words.extend(words_of(line));
             }
             continue;
         };
         finish(&mut dumps, section, &mut words);
-        if next == Section::Guest || dumps.is_empty() {
+        if next == Section::Guest || section.is_none_or(|last| next <= last) {
+            let noted = std::mem::take(&mut notes);
             dumps.push(Dump {
                 line: number,
-                ..Dump::default()
+                ..noted
             });
         }
         section = Some(next);
@@ -245,6 +260,36 @@ fn from_log(text: &str) -> Vec<Dump> {
     finish(&mut dumps, section, &mut words);
     dumps.retain(|dump| !dump.fields.is_empty());
     dumps
+}
+
+/// Keeps what a line says about the failure of the dump that follows, or, as QEMU's line stands on
+/// either side of it, of the last one.
+fn note(line: &str, last: Option<&mut Dump>, next: &mut Dump) {
+    const ERROR: Field = Field::VM_INSTRUCTION_ERROR;
+    let words = words_of(line);
+    if let Some(error) = find_values("VMLAUNCH error: _", &words)
+        .or_else(|| find_values("VMRESUME error: _", &words))
+    {
+        next.fields.insert(ERROR, error[0]);
+    } else if let Some(error) = find_values("entry failed hardware error _", &words) {
+        // With bit 31 it is the exit reason, which the dump has as well.
+        let wanting = last.filter(|dump| !dump.fields.contains_key(&ERROR));
+        if error[0] <= u64::from(u16::MAX) {
+            wanting.unwrap_or(next).fields.insert(ERROR, error[0]);
+        }
+    } else if let Some(msr) = find_values("msr _ val _", &words) {
+        let reserved = line.split_once("mbz ").map_or("0", |(_, rest)| rest);
+        let reserved = reserved.trim_start_matches("0x").split(')').next();
+        next.msr = Some(MsrEntry {
+            index: msr[0] as u32,
+            reserved: reserved.and_then(hexadecimal).unwrap_or(0) as u32,
+            data: msr[1],
+        });
+    }
+}
+
+fn find_values(phrase: &str, words: &[String]) -> Option<Vec<u64>> {
+    (0..words.len()).find_map(|at| values(phrase, &words[at..]))
 }
 
 fn heading(line: &str) -> Option<Section> {

@@ -52,8 +52,21 @@ pub fn text(
         diagnosis.undecided.len(),
     );
     let mut lines = vec![format!("{}: {counts}", colour.paint("1", &at))];
+    lines.extend(
+        diagnosis
+            .recorded()
+            .map(|said| format!("  recorded: {said}")),
+    );
     for failure in &diagnosis.failures {
         failure_lines(diagnosis, failure, caps, colour, &mut lines);
+    }
+    for check in &diagnosis.suspects {
+        let suspect = format!("suspect: {}", check.id);
+        let suspect = colour.paint("33", &suspect);
+        lines.push(format!(
+            "  {suspect} {}\n    does not hold if the controls that the dump lacks are the default1 ones",
+            check.sentence
+        ));
     }
     if !diagnosis.undecided.is_empty() {
         lines.push(colour.paint("2", "  undecided:"));
@@ -149,7 +162,9 @@ pub fn json(diagnosis: &Diagnosis, source: &str) -> Value {
     json!({
         "source": source,
         "line": diagnosis.line,
+        "recorded": diagnosis.recorded(),
         "passed": diagnosis.passed,
+        "suspects": diagnosis.suspects.iter().map(|check| check.id).collect::<Vec<_>>(),
         "failures": failures.collect::<Vec<_>>(),
         "undecided": undecided.collect::<Vec<_>>(),
     })
