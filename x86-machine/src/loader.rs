@@ -1,10 +1,12 @@
 //! Loaders: what kind of image it is, where its parts go, and in which state it is entered.
 //!
-//! Multiboot images (Multiboot Specification 0.6.96) in ELF32 or ELF64 files, ELF32 files without a
-//! header (entered alike), Linux kernels, and flat binaries (entered like a boot sector).
+//! Multiboot images (Multiboot Specification 0.6.96) in ELF32 or ELF64 files, ELF files with a PVH
+//! entry point, other ELF32 files (entered like a multiboot image), other ELF64 files (entered by
+//! Linux's 64-bit boot protocol), Linux kernels, and flat binaries (entered like a boot sector).
 
 mod elf;
 mod linux;
+mod pvh;
 
 use core::ops::Range;
 
@@ -106,7 +108,7 @@ pub(crate) fn load(image: &Image, memory: &Memory<'_>, reset: &ArchState) -> Res
         return Ok(enter_boot_sector(reset));
     }
     let flags = multiboot_flags(&image.bytes);
-    let mut loaded = elf::load(&image.bytes, memory, flags.is_some())?;
+    let mut loaded = elf::load(&image.bytes, memory)?;
     let mut registers = [0; 16];
     if let Some(flags) = flags {
         if flags & 0xfffc != 0 {
@@ -114,6 +116,10 @@ pub(crate) fn load(image: &Image, memory: &Memory<'_>, reset: &ArchState) -> Res
         }
         registers[0] = MULTIBOOT_LOADED;
         registers[3] = write_information(image, memory, &mut loaded.used)?;
+    } else if let Some(entry) = loaded.pvh_entry {
+        return pvh::enter(image, memory, &mut loaded.used, entry, reset);
+    } else if loaded.is_64 {
+        return linux::enter_loaded(image, memory, &loaded, reset);
     }
     Ok(Entry {
         state: protected_mode(reset, loaded.entry),

@@ -94,6 +94,91 @@ fn machine(cpus: usize, sanitizes: bool, code: Code) -> (Machine, Line) {
     (machine, line)
 }
 
+/// Returns an ELF64 file with this code at its entry point, and a note that names a PVH entry point.
+fn elf64(code: &[u8], pvh_entry: Option<u32>) -> Vec<u8> {
+    const HEADERS: u64 = 64 + 2 * 56;
+    let note_bytes = if pvh_entry.is_some() { 20 } else { 0 };
+    let at = HEADERS + note_bytes;
+    let length = code.len() as u64;
+    let words = [
+        [
+            0x0001_0102_464c_457f,
+            0,
+            0x0000_0001_003e_0002,
+            ENTRY.into(),
+        ],
+        [64, 0, 0x0038_0040_0000_0000, 2],
+        [0x7_0000_0001, at, ENTRY.into(), ENTRY.into()],
+        [length, length, 8, 0x4_0000_0004],
+        [HEADERS, 0, 0, note_bytes],
+        [note_bytes, 4, 0, 0],
+    ];
+    let mut file: Vec<u8> = words.as_flattened()[..22]
+        .iter()
+        .flat_map(|w: &u64| w.to_le_bytes())
+        .collect();
+    if let Some(entry) = pvh_entry {
+        let note = [4, 4, 18, u32::from_le_bytes(*b"Xen\0"), entry];
+        file.extend(note.iter().flat_map(|w| w.to_le_bytes()));
+    }
+    file.extend(code);
+    file
+}
+
+fn boot(bytes: Vec<u8>) -> u32 {
+    let config = Config {
+        memory_mib: 8,
+        ..Config::default()
+    };
+    let mut machine = Machine::new(&config, Box::new(Line::default())).expect("a configuration");
+    let image = Image {
+        bytes,
+        command_line: "Z".to_owned(),
+        module: Some(vec![0x45]),
+    };
+    machine.load(&image).expect("loadable");
+    exit_value(machine.run(LIMIT_TICKS))
+}
+
+#[test]
+fn a_pvh_image_finds_its_start_information() {
+    let code = assemble(32, ENTRY + 2, |a| {
+        let mut wrong = a.create_label();
+        a.mov(eax, 1)?;
+        a.cmp(dword_ptr(ebx), 0x336e_c578_u32 as i32)?;
+        a.jne(wrong)?;
+        // One module, 'E'; a memory map; the command line.
+        a.cmp(dword_ptr(ebx + 12), 1)?;
+        a.jne(wrong)?;
+        a.mov(esi, dword_ptr(ebx + 16))?;
+        a.mov(esi, dword_ptr(esi))?;
+        a.movzx(eax, byte_ptr(esi))?;
+        a.cmp(dword_ptr(ebx + 48), 4)?;
+        a.jne(wrong)?;
+        a.mov(esi, dword_ptr(ebx + 24))?;
+        a.mov(ah, byte_ptr(esi))?;
+        a.set_label(&mut wrong)?;
+        exit(a)
+    });
+    let code = [&[0x0f, 0x0b], code.as_slice()].concat();
+    assert_eq!(boot(elf64(&code, Some(ENTRY + 2))), 0x5a45);
+}
+
+#[test]
+fn an_elf64_image_begins_in_64_bit_mode_with_boot_parameters() {
+    let code = assemble(64, ENTRY, |a| {
+        a.mov(ebx, dword_ptr(rsi + 0x218))?;
+        a.movzx(ecx, byte_ptr(rbx))?;
+        a.mov(ebx, dword_ptr(rsi + 0x228))?;
+        a.movzx(eax, byte_ptr(rbx))?;
+        a.shl(rax, 40)?;
+        a.shr(rax, 32)?;
+        a.add(eax, ecx)?;
+        a.out(0xf4, eax)
+    });
+    assert_eq!(boot(elf64(&code, None)), 0x5a45);
+}
+
 fn exit_value(outcome: Outcome) -> u32 {
     match outcome {
         Outcome::End(End::DebugExit(value)) => value,

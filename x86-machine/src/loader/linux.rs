@@ -1,10 +1,11 @@
 //! Linux kernels in bzImage files (Linux, Documentation/arch/x86/boot.rst, "The Linux/x86 Boot
-//! Protocol"), entered by the 32-bit protocol.
+//! Protocol"), entered by the 32-bit protocol; and ELF64 files, entered by the 64-bit protocol.
 
 use core::ops::Range;
 
-use vmx_model::arch::{ArchState, SegmentRegister};
+use vmx_model::arch::{AccessRights, ArchState, Cr0, Cr4, Efer, SegmentRegister};
 
+use super::elf::Loaded;
 use super::{Entry, Error, Image, Memory, protected_mode, to_bytes};
 
 /// Offsets in the setup header and in `struct boot_params`, which holds the header at the same
@@ -35,10 +36,15 @@ const UNDEFINED_LOADER: u8 = 0xff;
 const BOOT_PARAMS: u64 = 0x1_0000;
 const COMMAND_LINE: u64 = 0x2_0000;
 const GDT: u64 = 0x3_0000;
+const PAGE_TABLES: u64 = 0x4_0000;
 const KERNEL: u64 = 0x10_0000;
 /// Memory that is not usable: what firmware keeps below 1 MiB, and the BIOS area.
 const LOW_END: u64 = 0x9_fc00;
 const BIOS: Range<u64> = 0xe_0000..0x10_0000;
+
+/// Descriptors of flat code segments.
+const CODE_32: u64 = 0x00cf_9b00_0000_ffff;
+const CODE_64: u64 = 0x00af_9b00_0000_ffff;
 
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
@@ -88,10 +94,13 @@ pub(super) fn load(image: &Image, memory: &Memory<'_>, reset: &ArchState) -> Res
     let bytes = header.bytes()?;
     params[at::HEADER..at::HEADER + bytes.len()].copy_from_slice(bytes);
     params[at::LOADER] = UNDEFINED_LOADER;
-    write_command_line(image, &header, memory)?;
+    let longest = header.number(at::COMMAND_LINE_BYTES, 4)?;
+    write_command_line(image, longest, memory)?;
     put(&mut params, at::COMMAND_LINE, &[COMMAND_LINE as u32]);
     if let Some(module) = &image.module {
-        let place = place_ram_disk(module, &header, memory)?;
+        let limit = header.number(at::RAMDISK_MAX, 4)?.saturating_add(1);
+        let first = KERNEL.saturating_add(header.number(at::INIT_BYTES, 4)?);
+        let place = place_ram_disk(module, first..limit, memory)?;
         put(
             &mut params,
             at::RAMDISK,
@@ -100,7 +109,7 @@ pub(super) fn load(image: &Image, memory: &Memory<'_>, reset: &ArchState) -> Res
     }
     write_map(&mut params, memory);
     memory.write(BOOT_PARAMS, &params)?;
-    enter(memory, reset)
+    enter(memory, reset, CODE_32)
 }
 
 fn put(params: &mut [u8], at: usize, words: &[u32]) {
@@ -108,12 +117,7 @@ fn put(params: &mut [u8], at: usize, words: &[u32]) {
     params[at..at + bytes.len()].copy_from_slice(&bytes);
 }
 
-fn write_command_line(
-    image: &Image,
-    header: &Header<'_>,
-    memory: &Memory<'_>,
-) -> Result<(), Error> {
-    let longest = header.number(at::COMMAND_LINE_BYTES, 4)?;
+fn write_command_line(image: &Image, longest: u64, memory: &Memory<'_>) -> Result<(), Error> {
     let mut line = image.command_line.clone().into_bytes();
     if line.len() as u64 > longest {
         return Err(Error::TooLarge);
@@ -122,33 +126,37 @@ fn write_command_line(
     memory.write(COMMAND_LINE, &line)
 }
 
-/// Puts the RAM disk as high as the kernel allows it.
-fn place_ram_disk(module: &[u8], header: &Header<'_>, memory: &Memory<'_>) -> Result<u64, Error> {
-    let limit = header.number(at::RAMDISK_MAX, 4)?.saturating_add(1);
-    let top = memory.bytes.min(limit);
+/// Puts the RAM disk as high as the kernel allows it, within `room`.
+fn place_ram_disk(module: &[u8], room: Range<u64>, memory: &Memory<'_>) -> Result<u64, Error> {
+    let top = memory.bytes.min(room.end);
     let place = top
         .checked_sub(module.len() as u64)
         .ok_or(Error::TooLarge)?
         & !0xfff;
-    let first = KERNEL.saturating_add(header.number(at::INIT_BYTES, 4)?);
-    if place < first {
+    if place < room.start {
         return Err(Error::TooLarge);
     }
     memory.write(place, module)?;
     Ok(place)
 }
 
-/// Writes the E820 map.
-fn write_map(params: &mut [u8], memory: &Memory<'_>) {
-    let ranges = [
+/// Returns the memory map: ranges and their E820 types.
+pub(super) fn memory_map(memory: &Memory<'_>) -> Vec<(Range<u64>, u32)> {
+    let mut ranges = vec![
         (0..LOW_END, E820_RAM),
         (LOW_END..0xa_0000, E820_RESERVED),
         (BIOS, E820_RESERVED),
         (0x10_0000..memory.bytes, E820_RAM),
         (1 << 32..(1 << 32) + memory.high_bytes, E820_RAM),
     ];
+    ranges.retain(|(range, _)| !range.is_empty());
+    ranges
+}
+
+/// Writes the E820 map.
+fn write_map(params: &mut [u8], memory: &Memory<'_>) {
     let mut count = 0;
-    for (range, kind) in ranges.into_iter().filter(|(r, _)| !r.is_empty()) {
+    for (range, kind) in memory_map(memory) {
         let place = at::E820 + 20 * count;
         let (base, length) = (range.start, range.end - range.start);
         let words = [
@@ -166,9 +174,9 @@ fn write_map(params: &mut [u8], memory: &Memory<'_>) {
 
 /// The state at the 32-bit entry point: flat segments 10H (code) and 18H (data), ESI at the
 /// parameters.
-fn enter(memory: &Memory<'_>, reset: &ArchState) -> Result<Entry, Error> {
-    const DESCRIPTORS: [u64; 4] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
-    let gdt: Vec<u8> = DESCRIPTORS.iter().flat_map(|d| d.to_le_bytes()).collect();
+fn enter(memory: &Memory<'_>, reset: &ArchState, code: u64) -> Result<Entry, Error> {
+    let descriptors = [0, 0, code, 0x00cf_9300_0000_ffff];
+    let gdt: Vec<u8> = descriptors.iter().flat_map(|d| d.to_le_bytes()).collect();
     memory.write(GDT, &gdt)?;
     let mut state = protected_mode(reset, KERNEL as u32);
     (state.gdtr.base, state.gdtr.limit) = (GDT, gdt.len() as u16 - 1);
@@ -180,6 +188,58 @@ fn enter(memory: &Memory<'_>, reset: &ArchState) -> Result<Entry, Error> {
     let mut registers = [0; 16];
     registers[6] = BOOT_PARAMS;
     Ok(Entry { state, registers })
+}
+
+/// Enters an ELF64 file that is loaded: 64-bit mode, the first 4 GiB mapped to themselves, flat
+/// segments, RSI at the parameters, which are a boot loader's with a protocol of version 2.12.
+pub(super) fn enter_loaded(
+    image: &Image,
+    memory: &Memory<'_>,
+    loaded: &Loaded,
+    reset: &ArchState,
+) -> Result<Entry, Error> {
+    let low = |range: &Range<u64>| range.start < LOW_END;
+    if loaded.used.iter().any(low) {
+        return Err(Error::Unsupported("ELF64 files for memory below 1 MiB"));
+    }
+    let mut params = vec![0; 4096];
+    params[at::MAGIC..at::MAGIC + 4].copy_from_slice(b"HdrS");
+    put(&mut params, at::VERSION, &[0x20c]);
+    params[at::LOADER] = UNDEFINED_LOADER;
+    params[at::LOAD_FLAGS] = LOADED_HIGH as u8;
+    write_command_line(image, 0x7ff, memory)?;
+    put(&mut params, at::COMMAND_LINE, &[COMMAND_LINE as u32]);
+    if let Some(module) = &image.module {
+        let first = loaded.used.iter().map(|r| r.end).max().unwrap_or(KERNEL);
+        let place = place_ram_disk(module, first..1 << 32, memory)?;
+        let words = [place as u32, module.len() as u32];
+        put(&mut params, at::RAMDISK, &words);
+    }
+    write_map(&mut params, memory);
+    memory.write(BOOT_PARAMS, &params)?;
+    write_page_tables(memory)?;
+    let mut entry = enter(memory, reset, CODE_64)?;
+    entry.state.rip = u64::from(loaded.entry);
+    entry.state.cr3 = PAGE_TABLES;
+    entry.state.cr4 |= Cr4::PAE;
+    entry.state.efer |= Efer::LME | Efer::LMA;
+    entry.state.cr0 |= Cr0::PG;
+    entry.state.segment_mut(SegmentRegister::Cs).access = AccessRights(0xa09b);
+    Ok(entry)
+}
+
+/// Writes a PML4 table, a page-directory-pointer table, and four page directories of 2-MiB pages.
+fn write_page_tables(memory: &Memory<'_>) -> Result<(), Error> {
+    const TABLE: u64 = 3;
+    const PAGE: u64 = 0x83;
+    let mut entries = vec![0_u64; 2 * 512];
+    entries[0] = PAGE_TABLES + 0x1000 | TABLE;
+    for n in 0..4 {
+        entries[512 + n as usize] = PAGE_TABLES + 0x2000 + 0x1000 * n | TABLE;
+    }
+    entries.extend((0..4 * 512).map(|n| n << 21 | PAGE));
+    let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_le_bytes()).collect();
+    memory.write(PAGE_TABLES, &bytes)
 }
 
 #[cfg(test)]
