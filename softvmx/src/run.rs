@@ -1,13 +1,16 @@
-//! `softvmx run IMAGE`: boots an image on the bare machine.
+//! `softvmx run IMAGE`: boots an image on the bare machine. Its serial line is standard input and
+//! output.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use vmx_model::capability::{PROFILE_NAMES, VmxProfile};
 use x86_interp::cpuid::Profile;
-use x86_machine::{ClockSource, Config, End, Image, Machine, Outcome};
+use x86_machine::{ClockSource, Config, End, Image, Machine, Outcome, SerialLine};
 
 /// What the image runs on.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
@@ -30,7 +33,7 @@ enum Time {
 /// Arguments of `softvmx run`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// A Linux kernel (bzImage), a multiboot or ELF32 image, or a boot sector.
+    /// A Linux kernel (bzImage or vmlinux), a multiboot, PVH or ELF image, or a boot sector.
     image: PathBuf,
     /// The machine.
     #[arg(long, value_enum, default_value_t)]
@@ -76,6 +79,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     machine
         .load(&image)
         .with_context(|| format!("cannot boot {}", options.image.display()))?;
+    let line = machine.serial_line();
+    std::thread::spawn(move || type_in(&line));
     let outcome = machine.run(u64::MAX);
     let reports = machine.take_reports();
     for report in &reports {
@@ -87,6 +92,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     } else {
         status.max(1)
     }))
+}
+
+/// Sends standard input to the machine, no faster than it reads.
+fn type_in(line: &SerialLine) {
+    const ENOUGH: usize = 4096;
+    let mut bytes = [0; ENOUGH];
+    let mut input = std::io::stdin().lock();
+    while let Ok(count @ 1..) = input.read(&mut bytes) {
+        line.send(&bytes[..count]);
+        while line.unread() > ENOUGH {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 fn config(options: &Options) -> Result<Config> {

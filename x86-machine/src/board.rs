@@ -229,6 +229,12 @@ impl Board {
         self.rtc.write(port, value)
     }
 
+    /// The serial port receives bytes.
+    pub(crate) fn receive(&mut self, bytes: &[u8]) {
+        self.serial.receive(bytes);
+        self.update_serial_line();
+    }
+
     fn update_serial_line(&mut self) {
         let level = self.serial.interrupts();
         self.set_line(serial::INTERRUPT, level);

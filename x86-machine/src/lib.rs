@@ -20,4 +20,4 @@ pub mod serial;
 
 pub use board::End;
 pub use loader::Image;
-pub use machine::{ClockSource, Config, Machine, Outcome};
+pub use machine::{ClockSource, Config, Machine, Outcome, SerialLine};

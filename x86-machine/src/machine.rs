@@ -157,6 +157,23 @@ struct Seated {
     is_waiting: bool,
 }
 
+/// The far end of a machine's serial line.
+#[derive(Clone)]
+pub struct SerialLine(Arc<Mutex<Board>>);
+
+impl SerialLine {
+    /// Sends bytes to the machine, which keeps them until it reads them.
+    pub fn send(&self, bytes: &[u8]) {
+        lock(&self.0).receive(bytes);
+    }
+
+    /// Returns how many bytes the machine has not read.
+    #[must_use]
+    pub fn unread(&self) -> usize {
+        lock(&self.0).serial.unread()
+    }
+}
+
 /// A machine.
 pub struct Machine {
     board: Arc<Mutex<Board>>,
@@ -276,9 +293,10 @@ impl Machine {
         self.cpus.get(n).map(|seated| &*seated.cpu)
     }
 
-    /// Hands bytes to the serial port.
-    pub fn type_in(&mut self, bytes: &[u8]) {
-        lock(&self.board).serial.receive(bytes);
+    /// Returns the far end of the serial line, from which any thread can send.
+    #[must_use]
+    pub fn serial_line(&self) -> SerialLine {
+        SerialLine(Arc::clone(&self.board))
     }
 
     /// Takes the sanitizer's reports.

@@ -57,6 +57,12 @@ impl Serial {
         self.received.extend(bytes);
     }
 
+    /// Returns how many received bytes have not been read.
+    #[must_use]
+    pub fn unread(&self) -> usize {
+        self.received.len()
+    }
+
     /// Whether its interrupt line is raised.
     #[must_use]
     pub fn interrupts(&self) -> bool {

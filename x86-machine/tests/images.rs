@@ -216,6 +216,34 @@ fn a_multiboot_image_sees_its_command_line_and_prints_it() {
 }
 
 #[test]
+fn what_is_sent_on_the_serial_line_is_received() {
+    let (mut machine, _) = machine(1, false, |a| {
+        let mut next = a.create_label();
+        let mut done = a.create_label();
+        a.xor(ebx, ebx)?;
+        a.set_label(&mut next)?;
+        a.mov(edx, 0x3fd)?;
+        a.in_(al, dx)?;
+        a.test(al, 1)?;
+        a.jz(done)?;
+        a.mov(edx, 0x3f8)?;
+        a.in_(al, dx)?;
+        a.shl(ebx, 8)?;
+        a.mov(bl, al)?;
+        a.jmp(next)?;
+        a.set_label(&mut done)?;
+        a.mov(eax, ebx)?;
+        exit(a)
+    });
+    let line = machine.serial_line();
+    line.send(b"ab");
+    line.send(b"c");
+    assert_eq!(line.unread(), 3);
+    assert_eq!(exit_value(machine.run(LIMIT_TICKS)), 0x61_6263);
+    assert_eq!(line.unread(), 0);
+}
+
+#[test]
 fn the_apic_timer_wakes_a_halted_processor() {
     let (mut machine, _) = machine(1, false, |a| {
         a.mov(word_ptr(0x5000), 0x7ff)?;
