@@ -56,6 +56,8 @@ pub(crate) struct CodeMode {
     /// SSE instructions neither fault nor trap to system software: CR4.OSFXSR is set, CR0.EM and
     /// CR0.TS are clear.
     pub(crate) has_sse: bool,
+    /// x87 instructions neither fault nor trap to system software: CR0.EM and CR0.TS are clear.
+    pub(crate) has_x87: bool,
 }
 
 impl CodeMode {

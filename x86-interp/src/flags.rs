@@ -90,7 +90,7 @@ impl LazyFlags {
     pub(crate) fn ordered(is_equal: bool, is_less: bool) -> Self {
         Self {
             result: u64::from(!is_equal),
-            aux: u64::from(is_less) * (CARRY | CARRY_IN) | u64::from(is_equal) << 8,
+            aux: (u64::from(is_less) * (CARRY | CARRY_IN)) | (u64::from(is_equal) << 8),
         }
     }
 

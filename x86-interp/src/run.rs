@@ -395,6 +395,7 @@ impl Cpu {
             flat_write,
             stack,
             has_sse: self.check_sse().is_ok(),
+            has_x87: !self.state.cr0.intersects(Cr0::EM | Cr0::TS),
         }
     }
 }

@@ -13,7 +13,9 @@ use super::{Row, Traits};
 use crate::fpu::FpuState;
 use crate::insn::{Insn, Operand, Plain};
 use crate::softfloat::convert::{self, Format};
-use crate::softfloat::{Class, Env, F80, Out, Rounding, arithmetic, compare, flag, remainder};
+use crate::softfloat::{
+    Class, Env, F80, Out, Rounding, arithmetic, compare, flag, remainder, special_one,
+};
 use crate::{Cpu, Exec};
 
 /// Returns who executes an instruction of this file.
@@ -126,16 +128,22 @@ fn fld(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.begin_x87(insn)?;
     if let Operand::X87(i) = insn.operands[0] {
         let value = cpu.fpu.st(i.into());
-        return load_register(&mut cpu.fpu, value);
+        load_register(&mut cpu.fpu, value);
+        return Ok(());
     }
     let wide = cpu.x87_memory(insn)?;
     let is_small = insn.code != Code::Fld_m80fp;
-    let quiet = crate::softfloat::special_one(wide.value).filter(|_| is_small);
-    cpu.fpu.load(&quiet.unwrap_or(wide));
+    cpu.fpu.load(&if is_small { loaded(wide) } else { wide });
     Ok(())
 }
 
-fn load_register(fpu: &mut FpuState, value: Option<F80>) -> Exec {
+/// What FLD makes of a number of a smaller format: a NaN becomes quiet.
+pub(crate) fn loaded(wide: Out) -> Out {
+    special_one(wide.value).unwrap_or(wide)
+}
+
+/// Pushes what is in a register.
+pub(crate) fn load_register(fpu: &mut FpuState, value: Option<F80>) {
     match value {
         None => {
             if fpu.underflow() {
@@ -144,7 +152,6 @@ fn load_register(fpu: &mut FpuState, value: Option<F80>) -> Exec {
         }
         Some(value) => fpu.load(&Out::exact(value)),
     }
-    Ok(())
 }
 
 /// FILD, FBLD.
@@ -158,22 +165,27 @@ fn fild(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// FST, FSTP.
 fn fst(cpu: &mut Cpu, insn: &Insn, pops: bool) -> Exec {
     cpu.begin_x87(insn)?;
+    if let Operand::X87(i) = insn.operands[0] {
+        store_register(&mut cpu.fpu, i.into(), pops);
+        return Ok(());
+    }
     let value = cpu.fpu.st(0);
-    let is_stored = match insn.operands[0] {
-        Operand::X87(i) => {
-            cpu.fpu.set_c1(false);
-            let is_stored = value.is_some() || cpu.fpu.underflow();
-            if is_stored {
-                cpu.fpu.set_st(i.into(), value.unwrap_or(F80::INDEFINITE));
-            }
-            is_stored
-        }
-        _ => store_number(cpu, insn, value)?,
-    };
-    if is_stored && pops {
+    if store_number(cpu, insn, value)? && pops {
         cpu.fpu.pop();
     }
     Ok(())
+}
+
+/// Copies ST(0) to ST(i).
+pub(crate) fn store_register(fpu: &mut FpuState, i: usize, pops: bool) {
+    let value = fpu.st(0);
+    fpu.set_c1(false);
+    if value.is_some() || fpu.underflow() {
+        fpu.set_st(i, value.unwrap_or(F80::INDEFINITE));
+        if pops {
+            fpu.pop();
+        }
+    }
 }
 
 /// FSTPNCE, which the SDM does not list: FSTP without a look whether ST(0) is empty.
@@ -282,16 +294,19 @@ fn without_value<T>(out: &Out<T>) -> Out<Option<()>> {
 /// FXCH.
 fn fxch(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.begin_x87(insn)?;
-    let i = register(insn, 1);
-    let fpu = &mut cpu.fpu;
+    exchange(&mut cpu.fpu, register(insn, 1));
+    Ok(())
+}
+
+/// Exchanges ST(0) and ST(i).
+pub(crate) fn exchange(fpu: &mut FpuState, i: usize) {
     fpu.set_c1(false);
     let (a, b) = (fpu.st(0), fpu.st(i));
     if (a.is_none() || b.is_none()) && !fpu.underflow() {
-        return Ok(());
+        return;
     }
     fpu.set_st(0, b.unwrap_or(F80::INDEFINITE));
     fpu.set_st(i, a.unwrap_or(F80::INDEFINITE));
-    Ok(())
 }
 
 /// FFREEP, which the SDM does not list.
@@ -340,7 +355,19 @@ fn binary(cpu: &mut Cpu, insn: &Insn, operation: Binary, pops: bool) -> Exec {
         let second = cpu.fpu.st(register(insn, 1));
         (register(insn, 0), second.map(Out::exact))
     };
-    let fpu = &mut cpu.fpu;
+    combine(&mut cpu.fpu, to, second, operation, pops);
+    Ok(())
+}
+
+/// Makes ST(`to`) the result of an operation on itself and a second number, if there is one.
+#[inline]
+pub(crate) fn combine(
+    fpu: &mut FpuState,
+    to: usize,
+    second: Option<Out>,
+    operation: impl Fn(F80, F80, &Env) -> Out,
+    pops: bool,
+) {
     let env = fpu.env();
     let has_result = match (fpu.st(to), second) {
         (Some(a), Some(b)) => {
@@ -361,7 +388,6 @@ fn binary(cpu: &mut Cpu, insn: &Insn, operation: Binary, pops: bool) -> Exec {
     if has_result && pops {
         fpu.pop();
     }
-    Ok(())
 }
 
 fn unary(cpu: &mut Cpu, insn: &Insn, operation: fn(F80, &Env) -> Out) -> Exec {

@@ -108,6 +108,11 @@ impl FpuState {
         responds
     }
 
+    /// Whether all of these exceptions are masked.
+    pub(crate) fn masks(&self, flags: u8) -> bool {
+        flags & !(self.control as u8) == 0
+    }
+
     /// Notes what a computation met; true if its result is to be stored.
     pub(crate) fn accept<T>(&mut self, out: &Out<T>) -> bool {
         let has_result = self.raise(out.flags);
@@ -241,7 +246,7 @@ impl Cpu {
     }
 
     /// Notes the last instruction.
-    fn note_x87(&mut self) {
+    pub(crate) fn note_x87(&mut self) {
         self.fpu.instruction_pointer = self.state.rip;
         self.fpu.code_selector = self.state.segment(SegmentRegister::Cs).selector;
         self.drop_deprecated_selectors();

@@ -17,7 +17,7 @@ mod far;
 mod fast_call;
 mod flags;
 mod form;
-mod fpu_arithmetic;
+pub(crate) mod fpu_arithmetic;
 mod fpu_stack;
 mod fpu_state;
 mod fpu_transcendental;

@@ -30,6 +30,7 @@ pub(crate) mod select;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod simd;
 pub(crate) mod stack;
+pub(crate) mod x87;
 
 use std::sync::atomic::AtomicU64;
 

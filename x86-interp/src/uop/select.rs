@@ -5,6 +5,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod simd;
+mod x87;
 
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use vmx_model::arch::SegmentRegister;
@@ -392,6 +393,7 @@ impl Emit<'_> {
             _ if c.iced.is_jcc() => self.jcc(c),
             _ if c.iced.is_setcc_any() => self.setcc(c),
             _ if c.iced.is_cmovcc_any() => self.cmovcc(c),
+            _ if self.mode.has_x87 && x87::is_hot(c.iced.code()) => self.x87(c),
             _ if self.mode.has_sse => self.simd(c),
             _ => None,
         }

@@ -106,6 +106,7 @@ mod disassembly {
             plain::bail,
         ]);
         all.extend(crate::uop::simd::handlers());
+        all.extend(crate::uop::x87::handlers());
         all
     }
 

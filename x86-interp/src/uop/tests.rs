@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use vmx_model::addr::Hpa;
 use vmx_model::arch::{AccessRights, Activity, Cr0, Cr4, Rflags, SegmentRegister};
 
+use crate::fpu::FpuState;
 use crate::run::tests::{Bits, CODE, processor};
 use crate::{Cpu, Stop};
 
@@ -155,10 +156,47 @@ fn vector_register(r: &mut Random) -> [u64; 4] {
     core::array::from_fn(|_| number(r))
 }
 
+/// A number as the x87 holds it: normal, integer, zero, infinite, or any bits.
+fn x87_register(r: &mut Random) -> [u8; 10] {
+    let (exponent, low) = match r.below(8) {
+        0 => (0, 0),
+        1 => (0x7fff, 1 << 63 | r.below(2) << 62),
+        2 => (r.next() as u16, r.next()),
+        3 => (
+            0x3fff + r.below(40) as u16,
+            1 << 63 | r.below(1 << 20) << 43,
+        ),
+        _ => (
+            (0x3fe0 + r.below(64) as u16) | ((r.below(2) as u16) << 15),
+            1 << 63 | r.next(),
+        ),
+    };
+    let mut bytes = [0; 10];
+    bytes[..8].copy_from_slice(&low.to_le_bytes());
+    bytes[8..].copy_from_slice(&exponent.to_le_bytes());
+    bytes
+}
+
+/// Fills the x87 with numbers, some registers empty, some exceptions unmasked or pending.
+fn prepare_x87(r: &mut Random, fpu: &mut FpuState) {
+    fpu.control = r.pick(&[0x37f, 0x37f, 0x27f, 0x07f, 0xf7f, 0x340, 0x37e]);
+    fpu.status = (r.next() as u16) & 0x7f00 | r.pick(&[0, 0, 0x20, 0x3f]);
+    fpu.valid = r.pick(&[0xff, 0x0f, 0x3c, 0xf0, 0xfe, r.0 as u8]);
+    fpu.registers = core::array::from_fn(|_| x87_register(r));
+    fpu.update_summary();
+}
+
 /// Appends an instruction that goes on with the next one.
 fn straight(r: &mut Random, kind: Kind, code: &mut Vec<u8>) {
     if r.one_in(3) {
         return vector(r, kind, code);
+    }
+    if r.one_in(5) {
+        if r.one_in(8) {
+            code.push(r.pick(&[0x2e, 0x36, 0x64]));
+        }
+        code.push(0xd8 | r.below(8) as u8);
+        return modrm(r, kind, code);
     }
     let wide = prefixes(r, kind, code);
     let imm = |r: &mut Random, n: u8| match n {
@@ -330,6 +368,7 @@ fn prepared(r: &mut Random, kind: Kind, code: &[u8]) -> Cpu {
     cpu.fpu.mxcsr = r.pick(&[
         0x1fa0, 0x1fa0, 0x1fa0, 0x1f80, 0x1fbf, 0x3fa0, 0x9fe0, 0x0020,
     ]);
+    prepare_x87(r, &mut cpu.fpu);
     cpu.fpu.vector = core::array::from_fn(|_| vector_register(r));
     cpu.set_general_registers(&registers);
     cpu.set_arch_state(&state);
