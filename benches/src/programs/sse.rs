@@ -270,7 +270,7 @@ fn blend(iterations: u32, _: u64) -> u64 {
             let mut mask = 0;
             for (n, (to, &from)) in pairs {
                 mask |= u64::from(*to == from) << n;
-                *to = ((u32::from(*to) * 0xc0 >> 8) as u8).saturating_add(from);
+                *to = (((u32::from(*to) * 0xc0) >> 8) as u8).saturating_add(from);
             }
             sum = sum.wrapping_add(mask);
             let low = to[..8].iter().rev();
