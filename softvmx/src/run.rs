@@ -56,7 +56,7 @@ pub(crate) struct Options {
     /// Reports uses of VMCSs that the SDM leaves undefined; then the exit status is at least 1.
     #[arg(long)]
     sanitize: bool,
-    /// What CPUID offers: default, everything or minimal.
+    /// What CPUID offers: default, everything, minimal, or a level: x86-64-v1.
     #[arg(long, default_value = "default")]
     profile: String,
     /// The VMX capabilities, by the name of a processor.

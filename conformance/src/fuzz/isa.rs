@@ -10,6 +10,7 @@
 
 mod aim;
 mod case;
+pub mod coverage;
 mod differences;
 mod emulated;
 pub mod forms;
@@ -46,6 +47,9 @@ pub enum Bits {
 }
 
 impl Bits {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::B64, Self::B32];
+
     const fn number(self) -> u32 {
         match self {
             Self::B64 => 64,
@@ -94,8 +98,13 @@ pub(crate) struct Job {
 
 impl Job {
     fn name(&self) -> String {
-        format!("{:?}/{}", self.code, self.bits.number())
+        name(self.code, self.bits)
     }
+}
+
+/// The name of a form in code of so many bits.
+fn name(code: Code, bits: Bits) -> String {
+    format!("{code:?}/{}", bits.number())
 }
 
 /// What came of the cases of a form.
@@ -204,7 +213,7 @@ pub(crate) fn run_form(
 
 /// Returns the jobs of a run.
 fn jobs(options: &Options) -> Vec<Job> {
-    let kinds = [Bits::B64, Bits::B32].into_iter();
+    let kinds = Bits::ALL.into_iter();
     let kinds = kinds.filter(|&b| options.bits.is_none_or(|wanted| wanted == b));
     let all = kinds.flat_map(|bits| forms::all(bits).into_iter().map(move |code| (bits, code)));
     let is_wanted = |code: Code| {
@@ -338,6 +347,12 @@ pub fn parse_proved(text: &str) -> Proved {
     let lines = text.lines().filter_map(|line| line.split_once(' '));
     let numbers = lines.filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?)));
     numbers.collect()
+}
+
+/// Returns how many cases have proved a form in code of so many bits.
+#[must_use]
+pub fn proved_cases(proved: &Proved, code: Code, bits: Bits) -> u64 {
+    proved.get(&name(code, bits)).copied().unwrap_or(0)
 }
 
 /// Enters a run into a file of proved cases: the larger number counts, and none where a case

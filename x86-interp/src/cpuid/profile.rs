@@ -50,9 +50,10 @@ const X86_64: &[Feature] = &[
     F::Syscall,
     F::Nx,
     F::LongMode,
-    F::LahfLm,
-    F::Cx16,
 ];
+
+/// What x86-64-v2 adds, of the integer instructions.
+const V2_INTEGER: &[Feature] = &[F::LahfLm, F::Cx16];
 
 /// System features.
 const SYSTEM: &[Feature] = &[
@@ -125,7 +126,7 @@ impl Profile {
     /// What this crate executes: the default.
     pub const DEFAULT: Self = Self {
         name: "default",
-        features: &[P6, X86_64, SYSTEM, INTEGER],
+        features: &[P6, X86_64, V2_INTEGER, SYSTEM, INTEGER],
         physical_address_bits: 46,
         linear_address_bits: 57,
     };
@@ -133,7 +134,7 @@ impl Profile {
     /// crate knows by name.
     pub const EVERYTHING: Self = Self {
         name: "everything",
-        features: &[P6, X86_64, SYSTEM, INTEGER, RARE, VECTOR],
+        features: &[P6, X86_64, V2_INTEGER, SYSTEM, INTEGER, RARE, VECTOR],
         physical_address_bits: 52,
         linear_address_bits: 57,
     };
@@ -144,8 +145,21 @@ impl Profile {
         physical_address_bits: 36,
         linear_address_bits: 32,
     };
+    /// The lowest level of 64-bit instructions (x86-64 psABI, "Low Level System Information"), with
+    /// the system features of the default.
+    pub const X86_64_V1: Self = Self {
+        name: "x86-64-v1",
+        features: &[P6, X86_64, SYSTEM],
+        physical_address_bits: 46,
+        linear_address_bits: 57,
+    };
     /// Every profile.
-    pub const ALL: &[Self] = &[Self::DEFAULT, Self::EVERYTHING, Self::MINIMAL];
+    pub const ALL: &[Self] = &[
+        Self::DEFAULT,
+        Self::EVERYTHING,
+        Self::MINIMAL,
+        Self::X86_64_V1,
+    ];
 
     /// Returns the profile of this name.
     #[must_use]

@@ -22,7 +22,7 @@ pub const UNCOMPARED: &[(&[Mnemonic], &str)] = {
            Xrstors64], "the host's tracking of components in use is its own"),
         (&[Monitor, Mwait, Umonitor, Umwait, Tpause], "waits"),
         (&[Xbegin, Xend, Xabort, Xtest], "transactions may abort for any reason"),
-        (&[Rdsspd, Rdsspq, Incsspd, Incsspq, Saveprevssp, Rstorssp, Wrssd, Wrssq, Wrussd, Wrussq, Setssbsy,
+        (&[Incsspd, Incsspq, Saveprevssp, Rstorssp, Wrssd, Wrssq, Wrussd, Wrussq, Setssbsy,
            Clrssbsy], "shadow stacks are the operating system's"),
     ]
 };
