@@ -124,6 +124,12 @@ pub trait Observer: Send {
     /// A VMX instruction, VM entry, VM exit, INIT or RESET happened.
     fn transition(&mut self, transition: &Transition<'_>);
 
+    /// Whether the observer wants to be told of accesses to memory and of the use of translations:
+    /// that costs the processor its fast ways to memory.
+    fn watches_memory(&self) -> bool {
+        false
+    }
+
     /// Software accessed physical memory by ordinary instructions.
     fn memory_access(&mut self, access: &MemoryAccess) {
         let _ = access;

@@ -156,6 +156,10 @@ impl Observer for Sanitizer {
         self.lock().transition(transition);
     }
 
+    fn watches_memory(&self) -> bool {
+        true
+    }
+
     fn memory_access(&mut self, access: &MemoryAccess) {
         self.lock().memory_access(access);
     }

@@ -32,9 +32,14 @@ impl Cpu {
         })
     }
 
-    /// Drops the translations that INVEPT or INVVPID, executed by native software in VMX root
-    /// operation, names.
+    /// Drops the translations that INVEPT or INVVPID, executed by software in VMX root operation,
+    /// names.
     pub fn drop_translations(&mut self, which: Invalidation) {
+        match which {
+            Invalidation::SingleContextEpt { ep4ta } => self.note_invept(Some(ep4ta)),
+            Invalidation::AllContextsEpt => self.note_invept(None),
+            _ => {}
+        }
         match which {
             Invalidation::SingleContextEpt { ep4ta } => self.flush_tlb_ep4ta(ep4ta),
             Invalidation::IndividualAddress { address, .. } => self.flush_tlb_page(address),

@@ -20,6 +20,7 @@ pub(crate) mod info;
 mod mappings;
 mod state;
 mod timer;
+mod watch;
 
 pub(crate) use entry::AddressSpaceTag;
 pub use entry::EntryInstruction;
@@ -68,6 +69,8 @@ pub(crate) struct VmxContext {
     pause_loop: PauseLoop,
     /// The VMX-preemption timer, while it is active.
     timer: Option<timer::PreemptionTimer>,
+    /// What an observer is told that watches memory.
+    watch: Option<Box<watch::Watch>>,
     /// The description behind [`Fault::VmExit`].
     pending_exit: Option<Box<VmExit>>,
 }
@@ -75,7 +78,8 @@ pub(crate) struct VmxContext {
 impl Cpu {
     /// Attaches the VMX state of a logical processor, and returns what was attached before.
     ///
-    /// Without one the processor has no VMX: its instructions are undefined.
+    /// Without one the processor has no VMX: its instructions are undefined. Whether its observer
+    /// watches memory is asked here.
     pub fn attach_processor(
         &mut self,
         processor: Box<LogicalProcessor>,
@@ -83,7 +87,9 @@ impl Cpu {
     ) -> Option<Box<LogicalProcessor>> {
         self.vmx.root = root;
         self.vmx.is_non_root = processor.operation() == VmxOperation::NonRoot;
-        self.vmx.processor.replace(processor)
+        let before = self.vmx.processor.replace(processor);
+        self.choose_watch();
+        before
     }
 
     /// Detaches the VMX state, for native software that moves to another processor.

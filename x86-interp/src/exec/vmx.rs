@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use iced_x86::{Code, Mnemonic};
-use vmx_model::addr::{Hpa, Linear};
+use vmx_model::addr::Hpa;
 use vmx_model::arch::Rflags;
 use vmx_model::event::Exception;
 use vmx_model::outcome::VmxOutcome;
@@ -325,18 +325,7 @@ fn invvpid(cpu: &mut Cpu, insn: &Insn) -> Exec {
 /// Drops the translations that INVEPT or INVVPID names, or fails.
 fn invalidate(cpu: &mut Cpu, judged: Result<Invalidation, VmxOutcome>) {
     match judged {
-        Ok(Invalidation::SingleContextEpt { ep4ta }) => cpu.flush_tlb_ep4ta(ep4ta),
-        Ok(Invalidation::IndividualAddress {
-            address: Linear(address),
-            ..
-        }) => {
-            cpu.flush_tlb_page(Linear(address));
-        }
-        Ok(
-            Invalidation::SingleContext { vpid }
-            | Invalidation::SingleContextRetainingGlobals { vpid },
-        ) => cpu.flush_tlb_vpid(vpid),
-        Ok(Invalidation::AllContextsEpt | Invalidation::AllContexts) => cpu.flush_tlb_all(),
+        Ok(which) => cpu.drop_translations(which),
         Err(outcome) => return cpu.conclude(outcome),
     }
     cpu.conclude(VmxOutcome::Succeed);

@@ -145,6 +145,9 @@ impl Cpu {
         }
         for (from, to) in pages(linear, bytes.len()) {
             let found = self.place(linear.offset(from as u64), to - from, access, privilege)?;
+            if access == Access::Read {
+                self.note_memory_access(found.at, to - from, false);
+            }
             self.load_physical(found.at, &mut bytes[from..to])?;
         }
         Ok(())
@@ -165,6 +168,7 @@ impl Cpu {
         for (from, to) in pages(linear, bytes.len()) {
             let piece = linear.offset(from as u64);
             let found = self.place(piece, to - from, Access::Write, privilege)?;
+            self.note_memory_access(found.at, to - from, true);
             self.store_physical(found.at, &bytes[from..to])?;
             if found.is_virtual_apic {
                 self.note_virtual_apic_write(found.at);

@@ -81,6 +81,17 @@ pub(crate) struct Found<'a> {
     pub(crate) is_large: bool,
 }
 
+impl Found<'_> {
+    /// Returns a translation that serves no data accesses.
+    pub(crate) fn for_code_only(self) -> Self {
+        Self {
+            read: false,
+            write: false,
+            ..self
+        }
+    }
+}
+
 /// An address space, as far as cached translations depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Context {

@@ -85,6 +85,11 @@ impl Cpu {
             execute: found.allowed.contains(Allowed::EXECUTE),
             is_large: found.page_bytes > 4096,
         };
+        let found = if self.is_watching() {
+            found.for_code_only()
+        } else {
+            found
+        };
         self.tlb.enter(linear.0, context, &found);
     }
 

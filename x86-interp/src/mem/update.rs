@@ -61,7 +61,8 @@ impl Cpu {
     ) -> Exec<T> {
         let linear = self.linear(segment, offset, W::BYTES as u64, Access::Write)?;
         let is_aligned = linear.0 % W::BYTES as u64 == 0;
-        let _guard = (!is_aligned).then(|| SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner()));
+        let is_split = !is_aligned || self.is_watching();
+        let _guard = is_split.then(|| SPLIT_LOCK.lock().unwrap_or_else(|e| e.into_inner()));
         // Every check, every translation, and the watchpoints.
         let mut old = self.load_for_update::<W>(segment, offset)?;
         let context = self.context();
@@ -78,8 +79,10 @@ impl Cpu {
             }
         }
         let (value, rest) = f(old);
-        self.store(segment, offset, value)?;
-        Ok(rest)
+        self.note_locked(true);
+        let stored = self.store(segment, offset, value);
+        self.note_locked(false);
+        stored.map(|()| rest)
     }
 
     /// Replaces operand `n` by `new` and returns its old value: atomic in memory, with or without
@@ -110,7 +113,9 @@ impl Cpu {
         self.load_bytes_linear(linear, &mut bytes, Access::Write, Privilege::Current)?;
         let old = u128::from_le_bytes(bytes);
         let value = if old == expected { new } else { old };
-        self.store_bytes_linear(linear, &value.to_le_bytes(), Privilege::Current)?;
-        Ok(old)
+        self.note_locked(insn.locked);
+        let stored = self.store_bytes_linear(linear, &value.to_le_bytes(), Privilege::Current);
+        self.note_locked(false);
+        stored.map(|()| old)
     }
 }

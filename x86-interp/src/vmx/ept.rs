@@ -55,19 +55,35 @@ impl Cpu {
     ) -> Exec<Physical> {
         let used_for = mapping_use(purpose);
         let needed = needed(kind(ept.eptp, access, purpose));
+        if self.is_watching() {
+            let found = self.translate_anew(ept, gpa, access, purpose);
+            self.watch_mapping(&ept, gpa, used_for, needed, found.as_ref().ok());
+            return found;
+        }
         let mappings = &self.vmx.mappings;
         if let Some(known) = mappings.find(&ept, gpa, used_for, needed) {
             return Ok(known);
         }
+        let found = self.translate_anew(ept, gpa, access, purpose)?;
+        self.vmx.mappings.enter(&ept, gpa, used_for, &found);
+        Ok(found)
+    }
+
+    /// Translates without what is remembered.
+    fn translate_anew(
+        &mut self,
+        ept: EptInUse,
+        gpa: Gpa,
+        access: Access,
+        purpose: Purpose,
+    ) -> Exec<Physical> {
         loop {
             let found = self.walk_ept(ept, gpa, access, purpose)?;
             if found.sets_dirty {
                 self.log_modification(gpa)?;
             }
             if self.update_ept(&found)? {
-                let physical = physical(ept, gpa, &found, purpose);
-                self.vmx.mappings.enter(&ept, gpa, used_for, &physical);
-                return Ok(physical);
+                return Ok(physical(ept, gpa, &found, purpose));
             }
             // Somebody else changed an entry on the way: walk again, as hardware does.
         }

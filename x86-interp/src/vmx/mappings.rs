@@ -14,7 +14,7 @@ const ENTRIES: usize = 128;
 
 /// What an address is used for: each use has entries of its own, so that the many pages of data do
 /// not replace the few paging structures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum MappingUse {
     /// A paging structure of the guest.
     PagingStructure = 0,

@@ -13,3 +13,4 @@ mod memory;
 mod state;
 #[path = "../../../vmx-model/tests/violations/mod.rs"]
 mod violations;
+mod watch;
