@@ -2,91 +2,29 @@
 //! the three consumers against each other.
 #![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
 
+mod scene;
 mod violations;
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
+use scene::Scene;
 use serde::Deserialize;
 use violations::Setting;
-use vmx_model::addr::Hpa;
-use vmx_model::arch::ArchState;
 use vmx_model::capability::VmxProfile;
-use vmx_model::checks::{
-    self, Beyond, Check, Consequence, EntryEnvironment, FullView, PartialView, Verdict, View,
-};
+use vmx_model::checks::{self, Beyond, Check, Consequence, FullView, PartialView, Verdict, View};
 use vmx_model::field::Field;
-use vmx_model::memory::PhysicalMemory;
 use vmx_model::sample::{Guest, root_state, valid_vmcs};
 use vmx_model::vmcs::Vmcs;
 
-/// Memory of a few 32-bit words; the rest is 0.
-struct Words(BTreeMap<u64, u32>);
-
-impl PhysicalMemory for Words {
-    fn read(&self, address: Hpa, bytes: &mut [u8]) {
-        for (n, byte) in (0..).zip(bytes) {
-            let at = address.offset(n).0;
-            let word = self.0.get(&(at & !3)).copied().unwrap_or(0);
-            *byte = word.to_le_bytes()[(at & 3) as usize];
-        }
-    }
-
-    fn write(&mut self, _address: Hpa, _bytes: &[u8]) {
-        unreachable!("checks do not write");
-    }
-}
-
-const CURRENT_VMCS: Hpa = Hpa(0x2000);
-
-/// Regions at 2000H (the current VMCS), 4000H (a VMCS), 6000H (a shadow VMCS).
-fn memory(profile: &VmxProfile) -> Words {
-    let revision = profile.caps.revision_id();
-    Words(BTreeMap::from([
-        (0x2000, revision),
-        (0x4000, revision),
-        (0x6000, revision | 1 << 31),
-    ]))
-}
-
-struct Scene {
-    profile: VmxProfile,
-    state: ArchState,
-    memory: Words,
-}
-
-impl Scene {
-    fn new(profile: VmxProfile) -> Self {
-        let (state, memory) = (root_state(&profile), memory(&profile));
-        Self {
-            profile,
-            state,
-            memory,
-        }
-    }
-
-    fn environment(&self) -> EntryEnvironment<'_> {
-        EntryEnvironment {
-            profile: &self.profile,
-            state: &self.state,
-            current_vmcs: CURRENT_VMCS,
-            memory: &self.memory,
-        }
-    }
-
-    fn diagnose(&self, vmcs: &Vmcs) -> Vec<&'static str> {
-        let view = FullView::new(vmcs, self.environment());
-        checks::diagnose(&view)
-            .iter()
-            .map(|failure| failure.check.id)
-            .collect()
-    }
+/// Software in VMX root operation.
+fn scene_of(profile: VmxProfile) -> Scene {
+    let state = root_state(&profile);
+    Scene::of(profile, state)
 }
 
 #[test]
 fn every_sample_is_valid_on_every_profile() {
     for profile in VmxProfile::all() {
-        let scene = Scene::new(profile);
+        let scene = scene_of(profile);
         for guest in Guest::ALL {
             if guest.is_possible(&scene.profile) {
                 let vmcs = valid_vmcs(&scene.profile, guest);
@@ -167,12 +105,7 @@ fn every_check_fails_alone_where_only_it_is_broken() {
             state,
             mut vmcs,
         } = violations::base(violation);
-        let memory = memory(&profile);
-        let scene = Scene {
-            profile,
-            state,
-            memory,
-        };
+        let scene = Scene::of(profile, state);
         if !violation.with_others && violation.environment.is_none() {
             let before = scene.diagnose(&vmcs);
             assert!(before.is_empty(), "{}: {before:?} before", violation.check);
@@ -210,7 +143,7 @@ fn changed_vmcs() -> impl Strategy<Value = (usize, Guest, Vec<(Field, u64)>)> {
 }
 
 fn build(profile: usize, guest: Guest, changes: &[(Field, u64)]) -> (Scene, Vmcs) {
-    let scene = Scene::new(VmxProfile::all().remove(profile));
+    let scene = scene_of(VmxProfile::all().remove(profile));
     let mut vmcs = valid_vmcs(&scene.profile, guest);
     for &(field, value) in changes {
         vmcs.set(field, value);

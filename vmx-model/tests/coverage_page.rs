@@ -3,15 +3,23 @@
 //! `UPDATE=1 cargo test -p vmx-model --test coverage_page` writes it anew.
 #![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
 
+mod scene;
+mod violations;
+
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
+use scene::Scene;
+use violations::Violation;
 use vmx_model::capability::{VmxCapabilities, VmxProfile};
 use vmx_model::checks::{self, Beyond, Consequence, Group};
 use vmx_model::controls::{CONTROLS, Control, ControlWord, Scope};
 use vmx_model::error;
 use vmx_model::exit_reason::{ExitKind, ExitReason};
 use vmx_model::field::{Condition, Field, Kind, Width};
+use vmx_model::precondition::Instruction;
+use vmx_model::sanitizer::Item;
 
 #[test]
 fn the_page_is_what_the_tables_say() {
@@ -37,7 +45,9 @@ fn page() -> String {
          dual-monitor treatment, SMX, SEAM).\n\n",
     );
     let profiles = VmxProfile::all();
-    checks_part(&mut page);
+    let shown = shown_alone();
+    shown_part(&mut page, &shown);
+    checks_part(&mut page, &shown);
     exit_reasons_part(&mut page);
     errors_part(&mut page);
     controls_part(&mut page, &profiles);
@@ -54,7 +64,142 @@ fn heading(page: &mut String, cells: &[&str]) {
     line(page, &vec!["---"; cells.len()]);
 }
 
-fn checks_part(page: &mut String) {
+/// The lists of the specification, to count by.
+mod spec {
+    pub(super) const CHECKS: &str = include_str!("data/vm-entry-checks.toml");
+    pub(super) const STEPS: &str = include_str!("data/instruction-steps.toml");
+    pub(super) const EXIT_REASONS: &str = include_str!("data/exit-reasons.toml");
+    pub(super) const STATE_MACHINE: &str = include_str!("data/state-machine.toml");
+}
+
+/// The profiles over which the tests enumerate the tables.
+fn enumerated() -> [VmxProfile; 3] {
+    [
+        VmxProfile::emulator_default(),
+        VmxProfile::everything(),
+        VmxProfile::minimal(),
+    ]
+}
+
+/// Whether a VMCS that is valid on `profile` breaks the check of `violation` and no other.
+fn fails_alone(violation: &Violation, profile: Option<VmxProfile>) -> bool {
+    let (guest, _) = violation.guest();
+    if profile
+        .as_ref()
+        .is_some_and(|profile| !guest.is_possible(profile))
+    {
+        return false;
+    }
+    let setting = match profile {
+        Some(profile) => violations::base_on(violation, profile),
+        None => violations::base(violation),
+    };
+    let mut vmcs = setting.vmcs;
+    let scene = Scene::of(setting.profile, setting.state);
+    // Without the environment that breaks it, the VMCS is valid.
+    let is_valid = violation.environment.is_some() || scene.diagnose(&vmcs).is_empty();
+    violation.apply(&mut vmcs);
+    is_valid && scene.diagnose(&vmcs) == [&*violation.check]
+}
+
+/// Returns for each check where a VMCS breaks it and no other.
+fn shown_alone() -> BTreeMap<String, Vec<String>> {
+    let mut shown = BTreeMap::new();
+    for violation in violations::violations() {
+        let (_, is_own) = violation.guest();
+        let mut places: Vec<String> = Vec::new();
+        if is_own {
+            let name = match violations::base(&violation).profile.name {
+                "changed" => "everything, changed",
+                name => name,
+            };
+            places.extend(fails_alone(&violation, None).then(|| name.to_owned()));
+        } else {
+            let profiles = enumerated().into_iter();
+            let failing = profiles.filter(|p| fails_alone(&violation, Some(p.clone())));
+            places.extend(failing.map(|profile| profile.name.to_owned()));
+        }
+        let is_possible = !violation.with_others;
+        assert_eq!(is_possible, !places.is_empty(), "{}", violation.check);
+        shown.insert(violation.check, places);
+    }
+    shown
+}
+
+fn shown_part(page: &mut String, shown: &BTreeMap<String, Vec<String>>) {
+    let checks = checks::all().count();
+    let anywhere = shown.values().filter(|places| !places.is_empty()).count();
+    let never: Vec<&str> = shown
+        .iter()
+        .filter(|(_, places)| places.is_empty())
+        .map(|(check, _)| &**check)
+        .collect();
+    let steps: usize = Instruction::ALL.iter().map(|i| i.steps().len()).sum();
+    let in_scope = ExitReason::all().filter(|reason| reason.scope() == Some(Scope::In));
+    let reasons = in_scope.count();
+    let msr_rules: Vec<&str> = spec::CHECKS
+        .split('"')
+        .filter(|word| word.starts_with("msr-load-"))
+        .collect();
+    let msr_tests = include_str!("../src/msr_area/tests.rs");
+    let tested = |rule: &&&str| msr_tests.contains(&format!("\"{rule}\""));
+    writeln!(page, "## What the tests show\n").unwrap();
+    heading(page, &["what", "shown", "by"]);
+    let mut row = |what: &str, count: usize, of: usize, by: &str| {
+        line(page, &[what, &format!("{count} of {of}"), by]);
+    };
+    row(
+        "checks of VM entry, each violated and held by a VMCS, through the model and by a guest's \
+         VMLAUNCH",
+        shown.len(),
+        checks,
+        "`vmx-model/tests/checks.rs`, `x86-interp/tests/vmx/entry_checks.rs`",
+    );
+    row(
+        "of these, the only one that the VMCS violates",
+        anywhere,
+        checks,
+        "this page",
+    );
+    for profile in enumerated() {
+        let here = |places: &&Vec<String>| places.iter().any(|name| name == profile.name);
+        let count = shown.values().filter(here).count();
+        let what = format!("so on the profile `{}`", profile.name);
+        row(&what, count, checks, "this page");
+    }
+    row(
+        "rules for loading MSRs",
+        msr_rules.iter().filter(tested).count(),
+        msr_rules.len(),
+        "`vmx-model/src/msr_area/tests.rs`",
+    );
+    row(
+        "steps of VMX instructions, each precondition in its order",
+        steps,
+        spec::STEPS.matches("[[step]]").count(),
+        "`vmx-model/tests/preconditions.rs`",
+    );
+    row(
+        "exit reasons in scope, caused by a guest",
+        reasons,
+        spec::EXIT_REASONS.matches("scope = \"in\"").count(),
+        "`x86-interp/tests/vmx/exit_reasons.rs`",
+    );
+    row(
+        "items of the sanitizer, each reported once and silent on a clean trace",
+        Item::ALL.len(),
+        spec::STATE_MACHINE.matches("[[sanitizer]]").count(),
+        "`vmx-model/tests/sanitizer.rs`",
+    );
+    writeln!(
+        page,
+        "\nNo VMCS violates these alone, as what they forbid breaks another check as well: {}.\n",
+        never.join(", ")
+    )
+    .unwrap();
+}
+
+fn checks_part(page: &mut String, shown: &BTreeMap<String, Vec<String>>) {
     let rows = checks::all().count();
     writeln!(page, "## Checks of VM entry\n").unwrap();
     writeln!(
@@ -70,7 +215,7 @@ fn checks_part(page: &mut String) {
         };
         let count = group.checks().len();
         writeln!(page, "### {} ({count}; {end})\n", group.section()).unwrap();
-        heading(page, &["check", "rule", "looks at"]);
+        heading(page, &["check", "rule", "looks at", "fails alone on"]);
         for check in group.checks() {
             let beyond = match check.beyond {
                 Beyond::Nothing => "fields",
@@ -81,7 +226,8 @@ fn checks_part(page: &mut String) {
             if check.qualification != 0 {
                 write!(rule, " Qualification {}.", check.qualification).unwrap();
             }
-            line(page, &[check.id, &rule, beyond]);
+            let places = shown[check.id].join(", ");
+            line(page, &[check.id, &rule, beyond, &places]);
         }
         page.push('\n');
     }

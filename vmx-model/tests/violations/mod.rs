@@ -36,6 +36,23 @@ pub(crate) struct Setting {
 }
 
 impl Violation {
+    /// Returns the guest that it starts from, and whether the profile is its own.
+    pub(crate) fn guest(&self) -> (Guest, bool) {
+        let guest = match &*self.base {
+            "protected" | "host32" => Guest::Protected,
+            "pae" => Guest::Pae,
+            "v86" => Guest::Virtual8086,
+            "real" => Guest::Real,
+            "unrestricted" => Guest::Unpaged,
+            _ => Guest::Long,
+        };
+        let changes_msrs = ["no-ept-options", "smm-controls"];
+        let environment = self.environment.as_deref();
+        let is_own = environment.is_some_and(|name| changes_msrs.contains(&name))
+            || matches!(&*self.base, "minimal" | "default" | "tertiary");
+        (guest, is_own)
+    }
+
     /// Breaks the check.
     pub(crate) fn apply(&self, vmcs: &mut Vmcs) {
         for (id, change) in &self.set {
@@ -72,24 +89,18 @@ fn apply_all(vmcs: &mut Vmcs, changes: &[(&str, &str)]) {
 
 /// Returns what a violation starts from.
 pub(crate) fn base(violation: &Violation) -> Setting {
-    let mut profile = match &*violation.base {
+    let profile = match &*violation.base {
         "minimal" => VmxProfile::minimal(),
         "default" => VmxProfile::emulator_default(),
         _ => VmxProfile::everything(),
     };
+    base_on(violation, profile)
+}
+
+/// As [`base`], with a profile that has what the base needs.
+pub(crate) fn base_on(violation: &Violation, mut profile: VmxProfile) -> Setting {
     let mut state = root_state(&profile);
-    let of = |guest| valid_vmcs(&profile, guest);
-    let mut vmcs = match &*violation.base {
-        "long" | "minimal" | "default" | "user" | "unrestricted-long" | "tertiary" => {
-            of(Guest::Long)
-        }
-        "protected" | "host32" => of(Guest::Protected),
-        "pae" => of(Guest::Pae),
-        "v86" => of(Guest::Virtual8086),
-        "real" => of(Guest::Real),
-        "unrestricted" => of(Guest::Unpaged),
-        other => panic!("no base {other}"),
-    };
+    let mut vmcs = valid_vmcs(&profile, violation.guest().0);
     let ept = [
         ("secondary-proc-controls", "|0x82"),
         ("ept-pointer", "0x1e"),
@@ -119,7 +130,8 @@ pub(crate) fn base(violation: &Violation) -> Setting {
             );
         }
         "tertiary" => apply_all(&mut vmcs, &[("proc-controls", "|0x20000")]),
-        _ => {}
+        "long" | "minimal" | "default" | "protected" | "v86" | "real" | "unrestricted" => {}
+        other => panic!("no base {other}"),
     }
     match violation.environment.as_deref() {
         Some("no-ept-options") => profile = with_msrs(&[(0x48c, 0x0f01_0613_41c1)]),
