@@ -85,6 +85,8 @@ pub(super) fn checked(result: i64) -> Outcome {
 pub(super) struct Area {
     address: *mut u8,
     length: usize,
+    /// Bytes mapped without access on either side.
+    guard: usize,
 }
 
 impl Area {
@@ -98,12 +100,26 @@ impl Area {
         Ok(Area {
             address: address.cast(),
             length,
+            guard: 0,
         })
     }
 
+    /// Memory between two pages that nobody may touch: what goes beyond it is found out.
     pub(super) fn anonymous(length: usize) -> Result<Area, Errno> {
+        const GUARD: usize = 4096;
+        let pages = length.checked_next_multiple_of(4096).filter(|&l| l != 0);
+        let whole = pages.and_then(|pages| pages.checked_add(2 * GUARD));
+        let (pages, whole) = pages.zip(whole).ok_or(Errno(libc::EINVAL))?;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        Area::new(length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        let mut area = Area::new(whole, libc::PROT_NONE, flags, -1, 0)?;
+        let address = area.address.wrapping_add(GUARD);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: inside the mapping that was made just now.
+        if unsafe { libc::mprotect(address.cast(), pages, access) } != 0 {
+            return Err(last_errno());
+        }
+        (area.address, area.length, area.guard) = (address, length, GUARD);
+        Ok(area)
     }
 
     /// The address of `length` bytes at an offset.
@@ -142,7 +158,13 @@ impl Area {
 impl Drop for Area {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and nothing points into it any more but VMs of the case.
-        unsafe { libc::munmap(self.address.cast(), self.length) };
+        unsafe {
+            let begin = self.address.wrapping_sub(self.guard);
+            libc::munmap(
+                begin.cast(),
+                self.length.next_multiple_of(4096) + 2 * self.guard,
+            );
+        }
     }
 }
 

@@ -1,13 +1,17 @@
-//! Random bytes as guest code, in every mode, on the emulator: whatever they are, KVM_RUN returns, and
-//! what it returns is an exit or an errno that a guest can cause.
+//! Random bytes and random instructions as guest code, from random states, in every mode, on the
+//! emulator: whatever they are, KVM_RUN returns, and what it returns is an exit or an errno that a
+//! guest can cause. Memory lies between pages that nobody may touch.
 
 use super::{Case, Target};
 use crate::backend::emulated::EmulatedKernel;
 use crate::backend::host::SystemBackend;
 use crate::backend::{Backend, Errno, Outcome};
-use crate::guest::{Machine, Mode};
+use crate::guest::{Machine, Mode, layout};
 use crate::probe::Probe;
+use crate::requests::{KVM_GET_SREGS, KVM_SET_FPU, KVM_SET_REGS, KVM_SET_SREGS};
+use kvm_bindings::{kvm_fpu, kvm_regs, kvm_sregs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use zerocopy::IntoBytes;
 
 const MODES: [Mode; 10] = [
     Mode::Real,
@@ -25,13 +29,15 @@ const MODES: [Mode; 10] = [
 /// The bytes of code.
 const LENGTH: usize = 64;
 /// The runs of a case, and how long each may last.
-const RUNS: u32 = 6;
+const RUNS: u32 = 24;
 const RUN_LIMIT_MS: u32 = 10;
 /// The KVM_EXIT_* that a guest can cause: IO, DEBUG, HLT, MMIO, SHUTDOWN, FAIL_ENTRY, SET_TPR,
 /// INTERNAL_ERROR.
-const EXITS: [u64; 8] = [2, 4, 5, 6, 8, 9, 11, 17];
+const EXITS: [u64; 8] = [IO, 4, 5, MMIO, 8, 9, 11, 17];
+const IO: u64 = 2;
+const MMIO: u64 = 6;
 
-/// Executes random bytes.
+/// Executes random bytes and instructions.
 pub struct Code {
     backend: SystemBackend<EmulatedKernel>,
     exits: std::collections::BTreeMap<u64, u64>,
@@ -49,42 +55,159 @@ impl Default for Code {
     }
 }
 
-/// Random bytes and registers (SplitMix64).
-fn words(seed: u64) -> impl Iterator<Item = u64> {
-    (0..).map(move |number| super::mix(seed, number))
+/// Random numbers (SplitMix64).
+struct Random {
+    seed: u64,
+    number: u64,
+}
+
+impl Random {
+    fn new(seed: u64) -> Random {
+        Random { seed, number: 0 }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.number += 1;
+        super::mix(self.seed, self.number)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        let words = std::iter::repeat_with(|| self.next().to_le_bytes());
+        words
+            .take(length.div_ceil(8))
+            .flatten()
+            .take(length)
+            .collect()
+    }
+
+    /// A register: an address in memory or at its edge, a boundary, anything.
+    fn register(&mut self) -> u64 {
+        match self.below(8) {
+            0 => self.next(),
+            1 => layout::MEMORY - self.below(64),
+            2 => (1 << self.below(64)) - self.below(2),
+            3 => self.below(256),
+            _ => self.below(layout::MEMORY),
+        }
+    }
+
+    /// The bytes of something like an instruction: prefixes, an opcode of any map, ModRM and more.
+    fn instruction(&mut self, code: &mut Vec<u8>) {
+        const PREFIXES: [u8; 11] = [
+            0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65,
+        ];
+        while self.one_in(4) {
+            code.push(PREFIXES[self.below(11) as usize]);
+        }
+        match self.below(10) {
+            0..4 => code.push(self.next() as u8),
+            4..7 => code.extend([0x0f, self.next() as u8]),
+            7 => code.extend([
+                0x0f,
+                [0x38, 0x3a][self.below(2) as usize],
+                self.next() as u8,
+            ]),
+            8 => {
+                // VEX of a map that exists.
+                let map = 0xe0 | (1 + self.below(3)) as u8;
+                code.extend([0xc4, map, self.next() as u8 & 0x7f, self.next() as u8]);
+            }
+            _ => code.extend([0x40 | self.below(16) as u8, self.next() as u8]),
+        }
+        code.extend(
+            self.next()
+                .to_le_bytes()
+                .iter()
+                .take(self.below(7) as usize),
+        );
+    }
+
+    /// The code of a case: any bytes, or instructions.
+    fn code(&mut self) -> Vec<u8> {
+        if self.one_in(4) {
+            return self.bytes(LENGTH);
+        }
+        let mut code = Vec::new();
+        while code.len() < LENGTH {
+            self.instruction(&mut code);
+        }
+        code
+    }
 }
 
 impl Code {
     /// What each run of a case gave: the outcome, and the exit reason.
-    fn execute(&mut self, mode: Mode, code: &[u8], seed: u64) -> Vec<(Outcome, u64)> {
+    fn execute(&mut self, mode: Mode, code: &[u8], random: &mut Random) -> Vec<(Outcome, u64)> {
         self.backend.reset();
         let mut ignore = |_: &crate::probe::Record| {};
         let mut probe = Probe::new(&mut self.backend, "code", &mut ignore);
         let machine = Machine::new(&mut probe, mode);
-        machine.poke(&mut probe, crate::guest::layout::CODE, code);
-        let mut random = words(!seed);
-        let mut word = || random.next().unwrap_or(0);
-        let small = [word() & 0xffff, word() & 0xf_ffff, word()];
-        machine.set_registers(
-            &mut probe,
-            &[
-                ("rax", small[2]),
-                ("rbx", small[1]),
-                ("rcx", small[0] & 0xff),
-                ("rdx", small[0]),
-                ("rsi", small[1]),
-                ("rdi", small[0]),
-            ],
-        );
+        machine.poke(&mut probe, layout::DATA, &random.bytes(0x2000));
+        machine.poke(&mut probe, layout::CODE, code);
+        randomize_system(&mut probe, &machine, random);
+        randomize_registers(&mut probe, &machine, random);
         let mut seen = Vec::new();
         for _ in 0..RUNS {
             let outcome = probe.run(machine.vcpu, RUN_LIMIT_MS);
-            seen.push((outcome, probe.read_number(machine.run, 8, 4)));
+            let reason = probe.read_number(machine.run, 8, 4);
+            seen.push((outcome, reason));
             if outcome.is_err() {
                 break;
             }
+            if reason == u64::from(kvm_bindings::KVM_EXIT_FAIL_ENTRY) {
+                break;
+            }
+            // An exit for I/O goes on sometimes, as if the device had answered with what is there.
+            let goes_on = reason == IO || reason == MMIO;
+            if !goes_on || random.one_in(4) {
+                machine.poke(&mut probe, layout::CODE, &random.code());
+                randomize_registers(&mut probe, &machine, random);
+            }
         }
         seen
+    }
+}
+
+/// All general registers, RIP in the code, flags that are often a few only.
+fn randomize_registers(probe: &mut Probe<'_>, machine: &Machine, random: &mut Random) {
+    let mut regs = kvm_regs::default();
+    for word in regs.as_mut_bytes().chunks_exact_mut(8) {
+        word.copy_from_slice(&random.register().to_le_bytes());
+    }
+    let start = random.below(LENGTH as u64);
+    regs.rip = layout::CODE + if random.one_in(2) { 0 } else { start };
+    let flags = match random.below(32) {
+        0 => random.next(),
+        1..8 => random.next() & 0x24_4fd5,
+        _ => random.next() & 0xcd5,
+    };
+    regs.rflags = flags | 2;
+    let _ = probe.set(machine.vcpu, KVM_SET_REGS, &regs);
+}
+
+/// Some bits of the system registers, and the floating-point state. What KVM refuses stays as it
+/// is.
+fn randomize_system(probe: &mut Probe<'_>, machine: &Machine, random: &mut Random) {
+    if random.one_in(3) {
+        let mut sregs: kvm_sregs = probe.read_struct(machine.vcpu, KVM_GET_SREGS);
+        let bytes = sregs.as_mut_bytes();
+        for _ in 0..=random.below(3) {
+            let at = random.below(bytes.len() as u64) as usize;
+            bytes[at] ^= 1 << random.below(8);
+        }
+        let _ = probe.set(machine.vcpu, KVM_SET_SREGS, &sregs);
+    }
+    if random.one_in(2) {
+        let fpu = random.bytes(size_of::<kvm_fpu>());
+        let _ = probe.send(machine.vcpu, KVM_SET_FPU, fpu);
     }
 }
 
@@ -95,12 +218,10 @@ impl Target for Code {
 
     fn run(&mut self, case: Case) -> Result<(), String> {
         let mode = MODES[(case.number % MODES.len() as u64) as usize];
-        let code: Vec<u8> = words(case.seed)
-            .flat_map(u64::to_le_bytes)
-            .take(LENGTH)
-            .collect();
-        let described = || format!("{mode:?} {}", crate::probe::hex(&code));
-        let seen = catch_unwind(AssertUnwindSafe(|| self.execute(mode, &code, case.seed)));
+        let mut random = Random::new(case.seed);
+        let code = random.code();
+        let described = || format!("{mode:?}, begins with {}", crate::probe::hex(&code));
+        let seen = catch_unwind(AssertUnwindSafe(|| self.execute(mode, &code, &mut random)));
         let seen = seen.map_err(|_| format!("panic: {}", described()))?;
         for (outcome, reason) in seen {
             match outcome {
