@@ -233,9 +233,9 @@ fn write_page_tables(memory: &Memory<'_>) -> Result<(), Error> {
     const TABLE: u64 = 3;
     const PAGE: u64 = 0x83;
     let mut entries = vec![0_u64; 2 * 512];
-    entries[0] = PAGE_TABLES + 0x1000 | TABLE;
+    entries[0] = (PAGE_TABLES + 0x1000) | TABLE;
     for n in 0..4 {
-        entries[512 + n as usize] = PAGE_TABLES + 0x2000 + 0x1000 * n | TABLE;
+        entries[512 + n as usize] = (PAGE_TABLES + 0x2000 + 0x1000 * n) | TABLE;
     }
     entries.extend((0..4 * 512).map(|n| n << 21 | PAGE));
     let bytes: Vec<u8> = entries.iter().flat_map(|e| e.to_le_bytes()).collect();
