@@ -1,9 +1,12 @@
 //! From the decoder's instruction to [`Insn`].
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{EncodingKind, Instruction, OpKind, Register, RoundingControl};
 use vmx_model::arch::SegmentRegister;
 
-use crate::insn::{Insn, MemoryOperand, Operand, Plain, RegisterOffset, Repeat, ZERO_REGISTER};
+use crate::insn::{
+    Encoding, Insn, MemoryOperand, Operand, Plain, RegisterOffset, Repeat, VectorForm,
+    ZERO_REGISTER,
+};
 
 /// Resolves the operands of `i`, which `plain` will execute.
 pub(crate) fn resolve(i: &Instruction, plain: Plain) -> Insn {
@@ -21,6 +24,7 @@ pub(crate) fn resolve(i: &Instruction, plain: Plain) -> Insn {
         locked: i.has_lock_prefix(),
         operands,
         memory: memory(i),
+        vector: vector_form(i),
         plain,
     }
 }
@@ -66,10 +70,49 @@ fn register_operand(r: Register) -> Operand {
         Operand::Mmx(r.number() as u8)
     } else if r.is_vector_register() {
         Operand::Vector(r.number() as u8)
+    } else if r.is_k() {
+        Operand::Opmask(r.number() as u8)
     } else if r.is_st() {
         Operand::X87(r.number() as u8)
     } else {
         Operand::None
+    }
+}
+
+/// Returns what the encoding of a vector instruction says.
+fn vector_form(i: &Instruction) -> VectorForm {
+    let info = i.op_code();
+    let encoding = match i.code().encoding() {
+        EncodingKind::VEX => Encoding::Vex,
+        EncodingKind::EVEX => Encoding::Evex,
+        _ => Encoding::Legacy,
+    };
+    let bytes = if encoding == Encoding::Legacy || info.is_lig() {
+        16
+    } else {
+        16 << info.l().min(2)
+    };
+    let rounding = match i.rounding_control() {
+        RoundingControl::None => None,
+        RoundingControl::RoundToNearest => Some(0),
+        RoundingControl::RoundDown => Some(1),
+        RoundingControl::RoundUp => Some(2),
+        RoundingControl::RoundTowardZero => Some(3),
+    };
+    VectorForm {
+        encoding,
+        bytes,
+        mask: match i.op_mask() {
+            Register::None => 0,
+            register => register.number() as u8,
+        },
+        is_zeroing: i.zeroing_masking(),
+        broadcast_bytes: match i.is_broadcast() {
+            true => i.memory_size().size().min(8) as u8,
+            false => 0,
+        },
+        rounding,
+        suppresses_exceptions: rounding.is_some() || i.suppress_all_exceptions(),
     }
 }
 

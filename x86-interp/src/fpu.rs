@@ -1,7 +1,7 @@
-//! The state of the x87 FPU, MMX, SSE and AVX.
+//! The state of the x87 FPU, MMX, SSE, AVX and AVX-512.
 //!
-//! SDM Vol. 1, "x87 FPU Execution Environment", "SSE2 Programming Environment" and "Programming
-//! with AVX". This is state only: arithmetic is elsewhere. The MMX registers are the significands
+//! SDM Vol. 1, "x87 FPU Execution Environment", "SSE2 Programming Environment", "Programming
+//! with AVX" and "Programming with Intel AVX-512". This is state only: arithmetic is elsewhere. The MMX registers are the significands
 //! of the x87 registers.
 
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ mod status {
     pub(super) const CLEARED_BY_FNCLEX: u16 = 0x80ff;
 }
 
-/// The x87, MMX, SSE and AVX registers.
+/// The x87, MMX, SSE, AVX and AVX-512 registers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FpuState {
     /// Control word.
@@ -44,8 +44,10 @@ pub struct FpuState {
     pub registers: [[u8; 10]; 8],
     /// MXCSR.
     pub mxcsr: u32,
-    /// YMM0 to YMM15; the low halves are XMM0 to XMM15.
-    pub vector: [[u64; 4]; 16],
+    /// ZMM0 to ZMM31; their low parts are the YMM and XMM registers.
+    pub vector: [[u64; 8]; 32],
+    /// The opmask registers K0 to K7.
+    pub opmask: [u64; 8],
 }
 
 impl Default for FpuState {
@@ -75,7 +77,8 @@ impl FpuState {
             data_selector: 0,
             registers: [[0; 10]; 8],
             mxcsr: MXCSR_RESET,
-            vector: [[0; 4]; 16],
+            vector: [[0; 8]; 32],
+            opmask: [0; 8],
         }
     }
 
@@ -85,6 +88,7 @@ impl FpuState {
             registers: self.registers,
             mxcsr: self.mxcsr,
             vector: self.vector,
+            opmask: self.opmask,
             ..Self::initial()
         };
     }
@@ -163,6 +167,23 @@ impl FpuState {
     #[must_use]
     pub const fn xmm(&self, n: usize) -> [u64; 2] {
         [self.vector[n][0], self.vector[n][1]]
+    }
+
+    /// Returns a whole vector register as 128-bit lanes, the lowest first.
+    #[must_use]
+    pub fn lanes(&self, n: usize) -> [u128; 4] {
+        let register = &self.vector[n];
+        core::array::from_fn(|lane| {
+            u128::from(register[2 * lane + 1]) << 64 | u128::from(register[2 * lane])
+        })
+    }
+
+    /// Sets a whole vector register.
+    pub(crate) fn set_lanes(&mut self, n: usize, value: [u128; 4]) {
+        for (lane, bits) in value.into_iter().enumerate() {
+            self.vector[n][2 * lane] = bits as u64;
+            self.vector[n][2 * lane + 1] = (bits >> 64) as u64;
+        }
     }
 
     /// Sets the low 128 bits of a vector register; the rest stays.

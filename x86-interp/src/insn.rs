@@ -49,6 +49,8 @@ pub enum Operand {
     Mmx(u8),
     /// A vector register, by number.
     Vector(u8),
+    /// An opmask register, by number.
+    Opmask(u8),
     /// An x87 stack register, by number.
     X87(u8),
 }
@@ -92,6 +94,38 @@ pub enum Repeat {
     Repne,
 }
 
+/// How a vector instruction is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Encoding {
+    /// Without VEX or EVEX prefix: what lies beyond bit 127 of the destination stays.
+    #[default]
+    Legacy,
+    /// With a VEX prefix.
+    Vex,
+    /// With an EVEX prefix.
+    Evex,
+}
+
+/// What the encoding of a vector instruction says besides its operands (SDM Vol. 2, "Intel AVX-512
+/// Encoding").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct VectorForm {
+    /// How it is encoded.
+    pub encoding: Encoding,
+    /// Vector length in bytes: 16, 32 or 64; 16 where the encoding ignores it.
+    pub bytes: u8,
+    /// Number of the opmask register; 0 if there is none.
+    pub mask: u8,
+    /// Elements that are masked off become zero; otherwise they stay.
+    pub is_zeroing: bool,
+    /// Bytes of the one element in memory that stands for all; 0 without broadcast.
+    pub broadcast_bytes: u8,
+    /// Rounding control in place of MXCSR's.
+    pub rounding: Option<u8>,
+    /// No floating-point exception is raised or noted.
+    pub suppresses_exceptions: bool,
+}
+
 /// A decoded instruction.
 #[derive(Clone, Debug)]
 pub struct Insn {
@@ -112,6 +146,8 @@ pub struct Insn {
     /// The memory operand, if an operand is [`Operand::Memory`]; also the source segment of string
     /// instructions.
     pub memory: MemoryOperand,
+    /// Of vector instructions: what the encoding says.
+    pub vector: VectorForm,
     /// Who executes it.
     pub plain: Plain,
 }

@@ -91,20 +91,31 @@ features! {
     Invpcid = 7, 0, Ebx, 10;
     Rtm = 7, 0, Ebx, 11;
     FcsFdsDeprecated = 7, 0, Ebx, 13;
+    Avx512f = 7, 0, Ebx, 16;
+    Avx512dq = 7, 0, Ebx, 17;
     Rdseed = 7, 0, Ebx, 18;
     Adx = 7, 0, Ebx, 19;
     Smap = 7, 0, Ebx, 20;
+    Avx512ifma = 7, 0, Ebx, 21;
     Clflushopt = 7, 0, Ebx, 23;
     Clwb = 7, 0, Ebx, 24;
+    Avx512cd = 7, 0, Ebx, 28;
     Sha = 7, 0, Ebx, 29;
+    Avx512bw = 7, 0, Ebx, 30;
+    Avx512vl = 7, 0, Ebx, 31;
+    Avx512vbmi = 7, 0, Ecx, 1;
     Umip = 7, 0, Ecx, 2;
     Pku = 7, 0, Ecx, 3;
     Ospke = 7, 0, Ecx, 4;
     Waitpkg = 7, 0, Ecx, 5;
+    Avx512vbmi2 = 7, 0, Ecx, 6;
     CetSs = 7, 0, Ecx, 7;
     Gfni = 7, 0, Ecx, 8;
     Vaes = 7, 0, Ecx, 9;
     Vpclmulqdq = 7, 0, Ecx, 10;
+    Avx512vnni = 7, 0, Ecx, 11;
+    Avx512bitalg = 7, 0, Ecx, 12;
+    Avx512vpopcntdq = 7, 0, Ecx, 14;
     La57 = 7, 0, Ecx, 16;
     Rdpid = 7, 0, Ecx, 22;
     Cldemote = 7, 0, Ecx, 25;
@@ -234,6 +245,17 @@ const REQUIREMENTS: &[(CpuidFeature, Feature)] = &[
     (CpuidFeature::AES, Feature::Aes),
     (CpuidFeature::AVX, Feature::Avx),
     (CpuidFeature::AVX2, Feature::Avx2),
+    (CpuidFeature::AVX512F, Feature::Avx512f),
+    (CpuidFeature::AVX512DQ, Feature::Avx512dq),
+    (CpuidFeature::AVX512_IFMA, Feature::Avx512ifma),
+    (CpuidFeature::AVX512CD, Feature::Avx512cd),
+    (CpuidFeature::AVX512BW, Feature::Avx512bw),
+    (CpuidFeature::AVX512VL, Feature::Avx512vl),
+    (CpuidFeature::AVX512_VBMI, Feature::Avx512vbmi),
+    (CpuidFeature::AVX512_VBMI2, Feature::Avx512vbmi2),
+    (CpuidFeature::AVX512_VNNI, Feature::Avx512vnni),
+    (CpuidFeature::AVX512_BITALG, Feature::Avx512bitalg),
+    (CpuidFeature::AVX512_VPOPCNTDQ, Feature::Avx512vpopcntdq),
     (CpuidFeature::BMI1, Feature::Bmi1),
     (CpuidFeature::BMI2, Feature::Bmi2),
     (CpuidFeature::CET_SS, Feature::CetSs),

@@ -30,7 +30,7 @@ mod nothing;
 mod protection;
 pub(crate) mod segment;
 mod shift;
-mod simd;
+pub(crate) mod simd;
 mod stack;
 mod string;
 mod time;

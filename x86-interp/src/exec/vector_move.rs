@@ -1,49 +1,54 @@
-//! Moves and bitwise logic of XMM registers.
+//! Moves and bitwise logic of vector registers.
 //!
 //! SDM Vol. 1, "SSE Data Transfer Instructions", "SSE2 Data Movement Instructions", "SSE Logical
-//! Instructions". They need no arithmetic, and code that only copies memory uses nothing else.
-//! VZEROUPPER and VZEROALL are here too. A memory operand of 128 bits is aligned, or #GP(0), but for MOVUPS, MOVUPD and MOVDQU.
+//! Instructions", and the forms that AVX and AVX-512 add. They need no arithmetic, and code that
+//! only copies memory uses nothing else. VZEROUPPER and VZEROALL are here too. A memory operand of
+//! an aligned move is a multiple of the vector's length, or #GP(0).
 
-use iced_x86::Code;
+use iced_x86::{Code, Mnemonic};
 use vmx_model::event::Exception;
 
+use super::simd::vector::{Elements, Faults, is_vector_form};
 use super::{Row, Traits};
 use crate::insn::{Insn, Operand, Plain};
-use crate::mem::{Access, Privilege};
+use crate::mem::Access;
 use crate::width::Width;
 use crate::{Cpu, Exec};
 
 /// Returns who executes an instruction of this file.
 #[rustfmt::skip]
 pub(crate) fn lookup(code: Code) -> Option<Row> {
-    use Code as C;
-    let plain: Plain = match code {
-        C::Movaps_xmm_xmmm128 | C::Movaps_xmmm128_xmm | C::Movapd_xmm_xmmm128
-        | C::Movapd_xmmm128_xmm | C::Movdqa_xmm_xmmm128 | C::Movdqa_xmmm128_xmm
-        | C::Movntps_m128_xmm | C::Movntpd_m128_xmm | C::Movntdq_m128_xmm
-        | C::Movntdqa_xmm_m128 => move_aligned,
-        C::Movups_xmm_xmmm128 | C::Movups_xmmm128_xmm | C::Movupd_xmm_xmmm128
-        | C::Movupd_xmmm128_xmm | C::Movdqu_xmm_xmmm128 | C::Movdqu_xmmm128_xmm
-        | C::Lddqu_xmm_m128 => move_unaligned,
-        C::Movd_xmm_rm32 => load_zeroing::<u32>,
-        C::Movq_xmm_rm64 | C::Movq_xmm_xmmm64 => load_zeroing::<u64>,
-        C::Movd_rm32_xmm => store_low::<u32>,
-        C::Movq_rm64_xmm => store_low::<u64>,
-        C::Movq_xmmm64_xmm => movq_store,
-        C::Movss_xmm_xmmm32 | C::Movss_xmmm32_xmm => move_scalar::<u32>,
-        C::Movsd_xmm_xmmm64 | C::Movsd_xmmm64_xmm => move_scalar::<u64>,
-        C::Movlps_xmm_m64 | C::Movlpd_xmm_m64 => load_half::<0>,
-        C::Movhps_xmm_m64 | C::Movhpd_xmm_m64 => load_half::<1>,
-        C::Movlps_m64_xmm | C::Movlpd_m64_xmm => store_half::<0>,
-        C::Movhps_m64_xmm | C::Movhpd_m64_xmm => store_half::<1>,
-        C::Movhlps_xmm_xmm => movhlps,
-        C::Movlhps_xmm_xmm => movlhps,
-        C::VEX_Vzeroupper => vzeroupper,
-        C::VEX_Vzeroall => vzeroall,
-        C::Xorps_xmm_xmmm128 | C::Xorpd_xmm_xmmm128 | C::Pxor_xmm_xmmm128 => xor,
-        C::Orps_xmm_xmmm128 | C::Orpd_xmm_xmmm128 | C::Por_xmm_xmmm128 => or,
-        C::Andps_xmm_xmmm128 | C::Andpd_xmm_xmmm128 | C::Pand_xmm_xmmm128 => and,
-        C::Andnps_xmm_xmmm128 | C::Andnpd_xmm_xmmm128 | C::Pandn_xmm_xmmm128 => and_not,
+    use Mnemonic as M;
+    if !is_vector_form(code) {
+        return None;
+    }
+    let plain: Plain = match code.mnemonic() {
+        M::Movaps | M::Vmovaps | M::Movntps | M::Vmovntps | M::Vmovdqa32 => move_aligned::<4>,
+        M::Movapd | M::Vmovapd | M::Movdqa | M::Vmovdqa | M::Vmovdqa64 | M::Movntpd | M::Vmovntpd
+        | M::Movntdq | M::Vmovntdq | M::Movntdqa | M::Vmovntdqa => move_aligned::<8>,
+        M::Vmovdqu8 => move_unaligned::<1>,
+        M::Vmovdqu16 => move_unaligned::<2>,
+        M::Movups | M::Vmovups | M::Vmovdqu32 => move_unaligned::<4>,
+        M::Movupd | M::Vmovupd | M::Movdqu | M::Vmovdqu | M::Vmovdqu64 | M::Lddqu
+        | M::Vlddqu => move_unaligned::<8>,
+        M::Movd | M::Vmovd => move_low::<u32>,
+        M::Movq | M::Vmovq => move_low::<u64>,
+        M::Movss | M::Vmovss => move_scalar::<u32>,
+        M::Movsd | M::Vmovsd => move_scalar::<u64>,
+        M::Movlps | M::Vmovlps | M::Movlpd | M::Vmovlpd => move_half::<0>,
+        M::Movhps | M::Vmovhps | M::Movhpd | M::Vmovhpd => move_half::<1>,
+        M::Movhlps | M::Vmovhlps => movhlps,
+        M::Movlhps | M::Vmovlhps => movlhps,
+        M::Vzeroupper => vzeroupper,
+        M::Vzeroall => vzeroall,
+        M::Xorps | M::Vxorps | M::Pxor | M::Vpxor | M::Vpxord => xor::<4>,
+        M::Xorpd | M::Vxorpd | M::Vpxorq => xor::<8>,
+        M::Orps | M::Vorps | M::Por | M::Vpor | M::Vpord => or::<4>,
+        M::Orpd | M::Vorpd | M::Vporq => or::<8>,
+        M::Andps | M::Vandps | M::Pand | M::Vpand | M::Vpandd => and::<4>,
+        M::Andpd | M::Vandpd | M::Vpandq => and::<8>,
+        M::Andnps | M::Vandnps | M::Pandn | M::Vpandn | M::Vpandnd => and_not::<4>,
+        M::Andnpd | M::Vandnpd | M::Vpandnq => and_not::<8>,
         _ => return None,
     };
     let traits = Traits::empty();
@@ -51,78 +56,106 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 }
 
 /// MOVAPS, MOVAPD, MOVDQA, MOVNTPS, MOVNTPD, MOVNTDQ, MOVNTDQA.
-fn move_aligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let value = cpu.read_xmm(insn, 1, Alignment::Aligned)?;
-    cpu.write_xmm(insn, value, Alignment::Aligned)
+fn move_aligned<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vector(insn)?;
+    let memory = match insn.operands[0] {
+        Operand::Memory => Some(Access::Write),
+        _ if insn.operands[1] == Operand::Memory => Some(Access::Read),
+        _ => None,
+    };
+    if let Some(access) = memory {
+        let bytes = u64::from(insn.vector.bytes);
+        let at = cpu.operand_linear(insn, usize::from(insn.vector.bytes), access)?;
+        if at.0 % bytes != 0 {
+            return Err(Exception::gp(0).into());
+        }
+    }
+    move_elements(cpu, insn, BYTES)
 }
 
 /// MOVUPS, MOVUPD, MOVDQU, LDDQU.
-fn move_unaligned(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let value = cpu.read_xmm(insn, 1, Alignment::Any)?;
-    cpu.write_xmm(insn, value, Alignment::Any)
+fn move_unaligned<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vector(insn)?;
+    move_elements(cpu, insn, BYTES)
 }
 
-/// MOVD and MOVQ to a register: the rest is cleared.
-fn load_zeroing<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let value = cpu.read_low::<W>(insn, 1)?.to_u64();
-    cpu.write_xmm(insn, [value, 0], Alignment::Any)
+fn move_elements(cpu: &mut Cpu, insn: &Insn, bytes: usize) -> Exec {
+    let elements = Elements::of(insn, bytes);
+    let value = match insn.operands[1] {
+        Operand::Memory => cpu.load_elements(insn, elements, cpu.active(insn, elements.count))?,
+        _ => cpu.register_lanes(insn, 1),
+    };
+    cpu.write_vector(insn, value, elements)
 }
 
-/// MOVD and MOVQ to a general-purpose register or memory.
-fn store_low<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
+/// MOVD and MOVQ: the rest of a vector register is cleared.
+fn move_low<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vector(insn)?;
     let value = cpu.read_low::<W>(insn, 1)?;
-    cpu.write(insn, 0, value)
-}
-
-/// MOVQ to a register or memory: the rest of a register is cleared.
-fn movq_store(cpu: &mut Cpu, insn: &Insn) -> Exec {
     match insn.operands[0] {
-        Operand::Vector(_) => load_zeroing::<u64>(cpu, insn),
-        _ => store_low::<u64>(cpu, insn),
-    }
-}
-
-/// MOVSS, MOVSD: a load clears the rest of the register, a move between registers keeps it.
-fn move_scalar<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    match insn.operands[..2] {
-        [Operand::Vector(to), Operand::Vector(_)] => {
-            cpu.check_sse()?;
-            let [low, high] = cpu.fpu.xmm(usize::from(to));
-            let value = cpu.read_low::<W>(insn, 1)?.to_u64();
-            cpu.write_xmm(insn, [low & !W::MASK | value, high], Alignment::Any)
+        Operand::Vector(_) => {
+            let value = [u128::from(value.to_u64()), 0, 0, 0];
+            cpu.write_vector(insn, value, WHOLE_LANE)
         }
-        [Operand::Vector(_), _] => load_zeroing::<W>(cpu, insn),
-        _ => store_low::<W>(cpu, insn),
+        _ => cpu.write(insn, 0, value),
     }
 }
 
-/// MOVLPS, MOVLPD (half 0), MOVHPS, MOVHPD (half 1) from memory: the other half stays.
-fn load_half<const HALF: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let mut value = cpu.destination(insn);
-    value[HALF] = cpu.read::<u64>(insn, 1)?;
-    cpu.write_xmm(insn, value, Alignment::Any)
+/// The low 128 bits of a register as one element.
+const WHOLE_LANE: Elements = Elements {
+    bytes: 16,
+    count: 1,
+};
+
+/// MOVSS, MOVSD: a load clears the rest of the register, a move between registers takes it from the
+/// first source.
+fn move_scalar<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vector(insn)?;
+    let Operand::Vector(_) = insn.operands[0] else {
+        if cpu.active(insn, 1) == 0 {
+            return Ok(());
+        }
+        let value = cpu.read_low::<W>(insn, 1)?;
+        return cpu.write(insn, 0, value);
+    };
+    let last = insn.last_source();
+    if insn.operands[last] == Operand::Memory {
+        let is_active = cpu.active(insn, 1) != 0;
+        let low = match is_active {
+            true => u128::from(cpu.read_low::<W>(insn, last)?.to_u64()),
+            false => 0,
+        };
+        return cpu.write_scalar(insn, low, W::BYTES);
+    }
+    let rest = cpu.register_lanes(insn, insn.first_source())[0];
+    let low = cpu.read_low::<W>(insn, last)?.to_u64();
+    let value = rest & !u128::from(W::MASK) | u128::from(low);
+    cpu.write_scalar(insn, value, W::BYTES)
 }
 
-/// MOVLPS, MOVLPD (half 0), MOVHPS, MOVHPD (half 1) to memory.
-fn store_half<const HALF: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let value = cpu.read_xmm(insn, 1, Alignment::Any)?;
-    cpu.write(insn, 0, value[HALF])
+/// MOVLPS, MOVLPD (half 0), MOVHPS, MOVHPD (half 1): from memory, the other half that of the first
+/// source; or to memory.
+fn move_half<const HALF: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vector(insn)?;
+    let shift = 64 * HALF;
+    if insn.operands[0] == Operand::Memory {
+        let value = cpu.register_lanes(insn, 1)[0];
+        return cpu.write(insn, 0, (value >> shift) as u64);
+    }
+    let loaded = cpu.read::<u64>(insn, insn.last_source())?;
+    let rest = cpu.register_lanes(insn, insn.first_source())[0];
+    let value = rest & !(u128::from(u64::MAX) << shift) | u128::from(loaded) << shift;
+    cpu.write_vector(insn, [value, 0, 0, 0], WHOLE_LANE)
 }
 
 /// MOVHLPS: the high half to the low one.
 fn movhlps(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    combine(cpu, insn, |to, from| [from[1], to[1]])
+    combine::<16>(cpu, insn, |a, b| a >> 64 << 64 | b >> 64)
 }
 
 /// MOVLHPS: the low half to the high one.
 fn movlhps(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    combine(cpu, insn, |to, from| [to[0], from[0]])
+    combine::<16>(cpu, insn, |a, b| u128::from(a as u64) | b << 64)
 }
 
 /// VZEROUPPER.
@@ -139,101 +172,42 @@ fn vzeroupper(cpu: &mut Cpu, _: &Insn) -> Exec {
 fn vzeroall(cpu: &mut Cpu, _: &Insn) -> Exec {
     cpu.check_avx()?;
     let count = cpu.vector_registers();
-    cpu.fpu.vector[..count].fill([0; 4]);
+    cpu.fpu.vector[..count].fill([0; 8]);
     Ok(())
 }
 
 /// XORPS, XORPD, PXOR.
-fn xor(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    combine(cpu, insn, |a, b| [a[0] ^ b[0], a[1] ^ b[1]])
+fn xor<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    combine::<BYTES>(cpu, insn, |a, b| a ^ b)
 }
 
 /// ORPS, ORPD, POR.
-fn or(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    combine(cpu, insn, |a, b| [a[0] | b[0], a[1] | b[1]])
+fn or<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    combine::<BYTES>(cpu, insn, |a, b| a | b)
 }
 
 /// ANDPS, ANDPD, PAND.
-fn and(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    combine(cpu, insn, |a, b| [a[0] & b[0], a[1] & b[1]])
+fn and<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    combine::<BYTES>(cpu, insn, |a, b| a & b)
 }
 
-/// ANDNPS, ANDNPD, PANDN: the destination is the one that is inverted.
-fn and_not(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    combine(cpu, insn, |a, b| [!a[0] & b[0], !a[1] & b[1]])
+/// ANDNPS, ANDNPD, PANDN: the first source is the one that is inverted.
+fn and_not<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    combine::<BYTES>(cpu, insn, |a, b| !a & b)
 }
 
-fn combine(cpu: &mut Cpu, insn: &Insn, f: impl Fn([u64; 2], [u64; 2]) -> [u64; 2]) -> Exec {
-    cpu.check_sse()?;
-    let source = cpu.read_xmm(insn, 1, Alignment::Aligned)?;
-    let value = f(cpu.destination(insn), source);
-    cpu.write_xmm(insn, value, Alignment::Aligned)
-}
-
-/// What an instruction demands of a 128-bit memory operand.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Alignment {
-    Aligned,
-    Any,
+fn combine<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn, f: impl Fn(u128, u128) -> u128) -> Exec {
+    cpu.lane_by_lane(insn, BYTES, Faults::Suppressed, |a, b, _| f(a, b))
 }
 
 impl Cpu {
-    /// Returns operand 0, a register, as it is before the instruction.
-    pub(super) fn destination(&self, insn: &Insn) -> [u64; 2] {
-        match insn.operands[0] {
-            Operand::Vector(n) => self.fpu.xmm(usize::from(n & 15)),
-            _ => [0; 2],
-        }
-    }
-
-    pub(super) fn read_xmm(
-        &mut self,
-        insn: &Insn,
-        n: usize,
-        alignment: Alignment,
-    ) -> Exec<[u64; 2]> {
-        match insn.operands[n] {
-            Operand::Vector(n) => Ok(self.fpu.xmm(usize::from(n & 15))),
-            _ => {
-                let at = self.operand_linear(insn, 16, Access::Read)?;
-                check_alignment(at.0, alignment)?;
-                let mut bytes = [0; 16];
-                self.load_bytes_linear(at, &mut bytes, Access::Read, Privilege::Current)?;
-                let value = u128::from_le_bytes(bytes);
-                Ok([value as u64, (value >> 64) as u64])
-            }
-        }
-    }
-
-    pub(super) fn write_xmm(&mut self, insn: &Insn, value: [u64; 2], alignment: Alignment) -> Exec {
-        match insn.operands[0] {
-            Operand::Vector(n) => {
-                self.fpu.set_xmm(usize::from(n & 15), value);
-                Ok(())
-            }
-            _ => {
-                let at = self.operand_linear(insn, 16, Access::Write)?;
-                check_alignment(at.0, alignment)?;
-                let value = u128::from(value[1]) << 64 | u128::from(value[0]);
-                self.store_bytes_linear(at, &value.to_le_bytes(), Privilege::Current)
-            }
-        }
-    }
-
     /// Reads the low part of operand `n`: a vector or general-purpose register, or memory.
     fn read_low<W: Width>(&mut self, insn: &Insn, n: usize) -> Exec<W> {
         match insn.operands[n] {
-            Operand::Vector(n) => Ok(W::from_u64(self.fpu.xmm(usize::from(n & 15))[0])),
+            Operand::Vector(_) => Ok(W::from_u64(self.register_lanes(insn, n)[0] as u64)),
             _ => self.read(insn, n),
         }
     }
-}
-
-fn check_alignment(linear: u64, alignment: Alignment) -> Exec {
-    if alignment == Alignment::Aligned && linear & 0xf != 0 {
-        return Err(Exception::gp(0).into());
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -248,16 +222,17 @@ mod tests {
             let mut cpu = long_mode();
             cpu.state.cr4 |= Cr4::OSXSAVE;
             cpu.system.xcr0 = 7;
-            cpu.fpu.vector = [[1, 2, 3, 4]; 16];
+            cpu.fpu.vector = [[1, 2, 3, 4, 5, 6, 7, 8]; 32];
             cpu
         };
         for (code, expected) in [
-            ([0xc5, 0xf8, 0x77], [1, 2, 0, 0]),
-            ([0xc5, 0xfc, 0x77], [0; 4]),
+            ([0xc5, 0xf8, 0x77], [1, 2, 0, 0, 0, 0, 0, 0]),
+            ([0xc5, 0xfc, 0x77], [0; 8]),
         ] {
             let mut cpu = start();
             assert_eq!(execute(&mut cpu, &code), Ok(()));
-            assert_eq!(cpu.fpu.vector, [expected; 16]);
+            assert_eq!(cpu.fpu.vector[..16], [expected; 16]);
+            assert_eq!(cpu.fpu.vector[16..], [[1, 2, 3, 4, 5, 6, 7, 8]; 16]);
             cpu.state.cr0 |= Cr0::TS;
             assert_eq!(execute(&mut cpu, &code), NM);
             cpu.system.xcr0 = 3;

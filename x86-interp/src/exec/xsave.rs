@@ -190,7 +190,7 @@ fn restore(cpu: &mut Cpu, insn: &Insn, enabled: u64, form: Form) -> Exec {
         if requested & component.mask == 0 {
             continue;
         }
-        let mut bytes = [0; 256];
+        let mut bytes = [0; 1024];
         let bytes = &mut bytes[..component.size as usize];
         if present & component.mask != 0 {
             let from = at.offset(u64::from(offset));
@@ -399,12 +399,28 @@ impl Extended {
             word.copy_from_slice(&bytes[8 * n..8 * n + 8]);
             u64::from_le_bytes(word)
         };
-        if component.mask == PKRU {
-            self.pkru = word(0) as u32;
-            return;
-        }
-        for (n, register) in self.fpu.vector[..self.count].iter_mut().enumerate() {
-            (register[2], register[3]) = (word(2 * n), word(2 * n + 1));
+        let (low, high) = self.fpu.vector.split_at_mut(16);
+        match component.mask {
+            PKRU => self.pkru = word(0) as u32,
+            xstate::OPMASK => self.fpu.opmask = core::array::from_fn(word),
+            xstate::ZMM_HI256 => {
+                for (n, register) in low[..self.count].iter_mut().enumerate() {
+                    register[4..]
+                        .copy_from_slice(&core::array::from_fn::<_, 4, _>(|i| word(4 * n + i)));
+                }
+            }
+            // Outside 64-bit mode these registers cannot be reached.
+            xstate::HI16_ZMM if self.count == 16 => {
+                for (n, register) in high.iter_mut().enumerate() {
+                    *register = core::array::from_fn(|i| word(8 * n + i));
+                }
+            }
+            xstate::HI16_ZMM => {}
+            _ => {
+                for (n, register) in low[..self.count].iter_mut().enumerate() {
+                    (register[2], register[3]) = (word(2 * n), word(2 * n + 1));
+                }
+            }
         }
     }
 }
@@ -481,8 +497,17 @@ impl Cpu {
     /// For AVX instructions: #UD unless CR4.OSXSAVE is set and XCR0 enables SSE and AVX, #NM if
     /// CR0.TS is set.
     pub(crate) fn check_avx(&self) -> Exec {
-        const ENABLED: u64 = SSE | xstate::AVX;
-        if self.system.xcr0 & ENABLED != ENABLED {
+        self.check_components(SSE | xstate::AVX)
+    }
+
+    /// For AVX-512 instructions: as [`Self::check_avx`], with the components of AVX-512.
+    pub(crate) fn check_avx512(&self) -> Exec {
+        self.check_components(SSE | xstate::AVX | xstate::AVX512)
+    }
+
+    fn check_components(&self, needed: u64) -> Exec {
+        let is_enabled = self.system.xcr0 & needed == needed;
+        if !is_enabled || self.mode().is_real_style() {
             return Err(Exception::UD.into());
         }
         check_xsave(self)?;
@@ -494,7 +519,11 @@ impl Cpu {
     pub fn is_valid_xcr0(&self, value: u64) -> bool {
         let is_supported = value & !xstate::supported(self.cpuid.features()) == 0;
         let is_avx_with_sse = value & (SSE | xstate::AVX) != xstate::AVX;
-        is_supported && value & X87 != 0 && is_avx_with_sse
+        let is_avx512_whole = match value & xstate::AVX512 {
+            0 => true,
+            all => all == xstate::AVX512 && value & xstate::AVX != 0,
+        };
+        is_supported && value & X87 != 0 && is_avx_with_sse && is_avx512_whole
     }
 
     /// Returns the number of vector registers that the mode can reach.
@@ -512,11 +541,18 @@ impl Cpu {
     pub(crate) fn xinuse(&self) -> u64 {
         let x87 = !legacy::is_x87_initial(&self.fpu);
         let sse = !legacy::is_xmm_initial(&self.fpu);
-        let avx = self.fpu.vector.iter().any(|v| v[2] | v[3] != 0);
+        let (low, high) = self.fpu.vector.split_at(16);
+        let avx = low.iter().any(|v| v[2] | v[3] != 0);
+        let opmask = self.fpu.opmask != [0; 8];
+        let zmm = low.iter().any(|v| v[4..] != [0; 4]);
+        let high = high.iter().any(|v| *v != [0; 8]);
         [
             (x87, X87),
             (sse, SSE),
             (avx, xstate::AVX),
+            (opmask, xstate::OPMASK),
+            (zmm, xstate::ZMM_HI256),
+            (high, xstate::HI16_ZMM),
             (self.system.pkru != 0, PKRU),
         ]
         .iter()
@@ -539,11 +575,19 @@ impl Cpu {
         if component.mask == PKRU {
             return u64::from(self.system.pkru).to_le_bytes().to_vec();
         }
-        let upper = self.fpu.vector[..count].iter();
-        upper
-            .flat_map(|v| [v[2].to_le_bytes(), v[3].to_le_bytes()])
-            .flatten()
-            .collect()
+        let (low, high) = self.fpu.vector.split_at(16);
+        let words: Vec<u64> = match component.mask {
+            xstate::OPMASK => self.fpu.opmask.to_vec(),
+            xstate::ZMM_HI256 => low[..count].iter().flat_map(|v| &v[4..]).copied().collect(),
+            xstate::HI16_ZMM if count == 16 => high.iter().flatten().copied().collect(),
+            xstate::HI16_ZMM => Vec::new(),
+            _ => low[..count]
+                .iter()
+                .flat_map(|v| &v[2..4])
+                .copied()
+                .collect(),
+        };
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 }
 

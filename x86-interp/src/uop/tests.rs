@@ -135,7 +135,7 @@ fn vector(r: &mut Random, kind: Kind, code: &mut Vec<u8>) {
 }
 
 /// A vector register: numbers that are normal, zero, large, tiny or none.
-fn vector_register(r: &mut Random) -> [u64; 4] {
+fn vector_register(r: &mut Random) -> [u64; 8] {
     let number = |r: &mut Random| match r.below(8) {
         0 => 0,
         1 => r.next(),

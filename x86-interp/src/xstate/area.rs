@@ -87,7 +87,7 @@ mod tests {
         cpu.fpu.status = 0x3000;
         cpu.fpu.registers[3] = [7; 10];
         cpu.fpu.mxcsr = 0x1fa0;
-        cpu.fpu.vector[15] = [1, 2, 3, 4];
+        cpu.fpu.vector[15] = [1, 2, 3, 4, 0, 0, 0, 0];
         cpu.system.pkru = 0x5555_0000;
         let mut area = [0; AREA_BYTES];
         cpu.save_xstate(&mut area);
@@ -101,7 +101,8 @@ mod tests {
     #[test]
     fn components_that_are_not_in_the_area_are_initial() {
         let mut cpu = long_mode();
-        cpu.fpu.vector = [[9; 4]; 16];
+        cpu.fpu.vector = [[9; 8]; 32];
+        cpu.fpu.opmask = [9; 8];
         cpu.system.pkru = 5;
         let mut area = [0; AREA_BYTES];
         area[legacy::MXCSR..legacy::MXCSR + 4].copy_from_slice(&0xffff_1fa0_u32.to_le_bytes());

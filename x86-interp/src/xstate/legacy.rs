@@ -133,6 +133,7 @@ pub(crate) fn is_x87_initial(fpu: &FpuState) -> bool {
     *fpu == FpuState {
         mxcsr: fpu.mxcsr,
         vector: fpu.vector,
+        opmask: fpu.opmask,
         ..FpuState::initial()
     }
 }
@@ -146,7 +147,7 @@ pub(crate) fn init_xmm(fpu: &mut FpuState, count: usize) {
 
 /// Whether all XMM registers are zero.
 pub(crate) fn is_xmm_initial(fpu: &FpuState) -> bool {
-    fpu.vector.iter().all(|v| v[0] | v[1] == 0)
+    fpu.vector[..16].iter().all(|v| v[0] | v[1] == 0)
 }
 
 /// Whether MXCSR has its initial value.

@@ -23,6 +23,14 @@ pub const X87: u64 = 1 << 0;
 pub const SSE: u64 = 1 << 1;
 /// State component 2: upper halves of the YMM registers.
 pub const AVX: u64 = 1 << 2;
+/// State component 5: the opmask registers.
+pub const OPMASK: u64 = 1 << 5;
+/// State component 6: upper halves of ZMM0 to ZMM15.
+pub const ZMM_HI256: u64 = 1 << 6;
+/// State component 7: ZMM16 to ZMM31.
+pub const HI16_ZMM: u64 = 1 << 7;
+/// The state components of AVX-512.
+pub const AVX512: u64 = OPMASK | ZMM_HI256 | HI16_ZMM;
 /// State component 9.
 pub const PKRU: u64 = 1 << 9;
 
@@ -49,6 +57,27 @@ pub const EXTENDED: &[Component] = &[
         offset: 576,
         is_aligned: false,
         feature: Feature::Avx,
+    },
+    Component {
+        mask: OPMASK,
+        size: 64,
+        offset: 1088,
+        is_aligned: false,
+        feature: Feature::Avx512f,
+    },
+    Component {
+        mask: ZMM_HI256,
+        size: 512,
+        offset: 1152,
+        is_aligned: false,
+        feature: Feature::Avx512f,
+    },
+    Component {
+        mask: HI16_ZMM,
+        size: 1024,
+        offset: 1664,
+        is_aligned: false,
+        feature: Feature::Avx512f,
     },
     Component {
         mask: PKRU,

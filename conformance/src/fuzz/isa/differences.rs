@@ -118,7 +118,11 @@ fn fpu_difference(case: &Case, host: &FpuState, ours: &FpuState) -> Option<Strin
     if host == ours {
         return None;
     }
-    if let Some(n) = (0..16).find(|&n| host.vector[n] != ours.vector[n]) {
+    if host.opmask != ours.opmask {
+        let (host, ours) = (host.opmask, ours.opmask);
+        return Some(format!("opmask: host {host:x?}, ours {ours:x?}"));
+    }
+    if let Some(n) = (0..32).find(|&n| host.vector[n] != ours.vector[n]) {
         let (host, ours) = (host.vector[n], ours.vector[n]);
         return Some(format!("vector {n}: host {host:016x?}, ours {ours:016x?}"));
     }

@@ -61,7 +61,7 @@ impl Emulated {
         let clock = Box::new(InstructionClock::default());
         let mut cpu = Cpu::new(phys, Box::new(EmptyBus), clock);
         cpu.set_cpuid(widest());
-        cpu.system_registers_mut().xcr0 = 7;
+        cpu.system_registers_mut().xcr0 = 0xe7;
         let arch = user_state(bits, selectors);
         cpu.set_arch_state(&arch);
         Self {

@@ -4,11 +4,13 @@ use super::Bits;
 use super::aim;
 use super::case::{CODE, CODE_OFFSET, Case, DATA, DATA_BYTES, State};
 use super::forms;
-use super::random::Random;
+use super::random::{Random, Vectors};
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, Instruction, OpCodeOperandKind as Kind, OpKind,
-    Register,
+    Code, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, OpCodeOperandKind as Kind,
+    OpKind, Register,
 };
+
+use x86_interp::fpu::FpuState;
 
 /// Bytes of the pool that data pages are a window of.
 const POOL_BYTES: usize = 1 << 16;
@@ -91,13 +93,29 @@ impl Draft {
                 gpr: core::array::from_fn(|_| self.value()),
                 rip,
                 rflags,
-                fpu: self.random.fpu(),
+                fpu: self.fpu(code),
             },
             window,
             patches: Vec::new(),
         };
         aim::aim(self, &mut case)?;
         Some(case)
+    }
+
+    /// Returns the state of the FPU and the vector registers: those of AVX-512 where the form can
+    /// reach them, and at times where it must clear them or leave them alone.
+    fn fpu(&mut self, code: Code) -> FpuState {
+        let info = code.op_code();
+        let has_opmask =
+            |k: &Kind| matches!(k, Kind::k_reg | Kind::k_rm | Kind::k_vvvv | Kind::k_or_mem);
+        let is_avx512 =
+            code.encoding() == EncodingKind::EVEX || info.op_kinds().iter().any(has_opmask);
+        let is_vex = code.encoding() == EncodingKind::VEX;
+        let is_wide = is_avx512 || is_vex && self.random.one_in(16);
+        self.random.fpu(match is_wide && super::host::has_avx512() {
+            true => Vectors::Avx512,
+            false => Vectors::Avx,
+        })
     }
 
     /// Returns an integer that a register of the mode holds.

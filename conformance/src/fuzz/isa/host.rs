@@ -9,7 +9,9 @@ use super::Bits;
 use super::case::{CODE, CODE_BYTES, Case, DATA, DATA_BYTES, Outcome, State};
 use super::emulated::Selectors;
 use super::stub;
+use std::arch::is_x86_feature_detected;
 use std::ffi::{c_int, c_void};
+use std::sync::OnceLock;
 use x86_interp::fpu::FpuState;
 
 /// Space around code and data that must not be anything else's.
@@ -24,11 +26,12 @@ pub(super) const CONTROL: u64 = 0x10b0_0000;
 
 /// Bytes of an XSAVE area as it is used here.
 const AREA_BYTES: usize = 4096;
-/// Where XSTATE_BV and the upper halves of the YMM registers are.
+/// Where XSTATE_BV, the XMM registers and the upper halves of the YMM registers are.
 const XSTATE_BV: usize = 512;
+const XMM: usize = 160;
 const YMM: usize = 576;
-/// Bytes of the area that matter: x87, SSE and AVX.
-const USED_BYTES: usize = 832;
+/// Where the frame of a signal has its size (`struct _fpx_sw_bytes`).
+const FRAME_SIZE: usize = 480;
 
 /// Selectors of Linux's user code and data segments.
 const USER32_CS: u16 = 0x23;
@@ -124,7 +127,9 @@ extern "C" fn on_signal(signal: c_int, _: *mut libc::siginfo_t, context: *mut c_
         control.has_exception = true;
         let frame = context.uc_mcontext.fpregs.cast::<u8>();
         let area = control.area_after.as_mut_ptr();
-        core::ptr::copy_nonoverlapping(frame, area, USED_BYTES);
+        // Linux notes the size of its image in the bytes that FXSAVE leaves to software.
+        let size = frame.add(FRAME_SIZE).cast::<u32>().read_unaligned() as usize;
+        core::ptr::copy_nonoverlapping(frame, area, size.min(AREA_BYTES));
         gregs[libc::REG_RIP as usize] = control.abandon as i64;
         gregs[libc::REG_EFL as usize] = 0x202;
         let selectors = &mut gregs[libc::REG_CSGSFS as usize];
@@ -330,7 +335,30 @@ fn catch_signals(stack: &mut [u8]) {
     }
 }
 
-/// Writes the XSAVE area of a state: x87, SSE and AVX present, AVX-512 initial.
+/// Whether the host has AVX-512, and the operating system lets programs use it.
+pub(super) fn has_avx512() -> bool {
+    is_x86_feature_detected!("avx512f")
+}
+
+/// Where the host's XSAVE area has the three components of AVX-512; vendors differ.
+fn avx512_places() -> [usize; 3] {
+    static PLACES: OnceLock<[usize; 3]> = OnceLock::new();
+    *PLACES
+        .get_or_init(|| [5, 6, 7].map(|n| core::arch::x86_64::__cpuid_count(0xd, n).ebx as usize))
+}
+
+/// The quadwords of a vector register in the XSAVE area: where each is.
+fn vector_places(n: usize) -> [usize; 8] {
+    let [_, upper, high] = avx512_places();
+    core::array::from_fn(|k| match (n, k) {
+        (16.., _) => high + 64 * (n - 16) + 8 * k,
+        (_, 0 | 1) => XMM + 16 * n + 8 * k,
+        (_, 2 | 3) => YMM + 16 * n + 8 * (k - 2),
+        _ => upper + 32 * n + 8 * (k - 4),
+    })
+}
+
+/// Writes the XSAVE area of a state; components of AVX-512 are absent where they are initial.
 fn store_area(fpu: &FpuState, area: &mut [u8; AREA_BYTES]) {
     area[..2].copy_from_slice(&fpu.control.to_le_bytes());
     area[2..4].copy_from_slice(&fpu.status.to_le_bytes());
@@ -341,13 +369,22 @@ fn store_area(fpu: &FpuState, area: &mut [u8; AREA_BYTES]) {
         let at = 32 + 16 * i;
         area[at..at + 10].copy_from_slice(&fpu.registers[fpu.physical(i)]);
     }
-    for (n, register) in fpu.vector.iter().enumerate() {
-        for (k, word) in register.iter().enumerate() {
-            let at = if k < 2 { 160 } else { YMM - 16 } + 16 * n + 8 * k;
+    let is_initial = fpu.opmask == [0; 8]
+        && fpu.vector[..16].iter().all(|v| v[4..] == [0; 4])
+        && fpu.vector[16..].iter().all(|v| *v == [0; 8]);
+    let (count, words) = if is_initial { (16, 4) } else { (32, 8) };
+    for (n, register) in fpu.vector[..count].iter().enumerate() {
+        for (at, word) in vector_places(n).into_iter().zip(&register[..words]) {
             area[at..at + 8].copy_from_slice(&word.to_le_bytes());
         }
     }
-    area[XSTATE_BV] = 7;
+    if !is_initial {
+        for (n, mask) in fpu.opmask.iter().enumerate() {
+            let at = avx512_places()[0] + 8 * n;
+            area[at..at + 8].copy_from_slice(&mask.to_le_bytes());
+        }
+    }
+    area[XSTATE_BV] = if is_initial { 7 } else { 0xe7 };
 }
 
 /// Reads an XSAVE area; what is not in it is initial.
@@ -357,24 +394,31 @@ fn load_area(area: &[u8; AREA_BYTES]) -> FpuState {
         let bytes = area[at..at + 8].iter().rev();
         bytes.fold(0, |v, &b| v << 8 | u64::from(b))
     };
+    let has = |component: usize| area[XSTATE_BV] >> component & 1 != 0;
     let mut fpu = FpuState::initial();
     fpu.mxcsr = u32::from(word(24)) | u32::from(word(26)) << 16;
-    if area[XSTATE_BV] & 1 != 0 {
+    if has(0) {
         (fpu.control, fpu.status, fpu.valid) = (word(0), word(2), area[4]);
         for i in 0..8 {
             let n = fpu.physical(i);
             fpu.registers[n].copy_from_slice(&area[32 + 16 * i..42 + 16 * i]);
         }
     }
-    for n in 0..16 {
-        if area[XSTATE_BV] & 2 != 0 {
-            fpu.vector[n][0] = quadword(160 + 16 * n);
-            fpu.vector[n][1] = quadword(168 + 16 * n);
+    for (n, register) in fpu.vector.iter_mut().enumerate() {
+        for (k, at) in vector_places(n).into_iter().enumerate() {
+            let component = match (n, k) {
+                (16.., _) => 7,
+                (_, 0 | 1) => 1,
+                (_, 2 | 3) => 2,
+                _ => 6,
+            };
+            if has(component) {
+                register[k] = quadword(at);
+            }
         }
-        if area[XSTATE_BV] & 4 != 0 {
-            fpu.vector[n][2] = quadword(YMM + 16 * n);
-            fpu.vector[n][3] = quadword(YMM + 8 + 16 * n);
-        }
+    }
+    if has(5) {
+        fpu.opmask = core::array::from_fn(|n| quadword(avx512_places()[0] + 8 * n));
     }
     fpu
 }

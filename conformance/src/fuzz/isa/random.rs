@@ -2,6 +2,15 @@
 
 use x86_interp::fpu::FpuState;
 
+/// The vector registers that a case uses; the others are in their initial configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vectors {
+    /// YMM0 to YMM15.
+    Avx,
+    /// ZMM0 to ZMM31 and the opmask registers.
+    Avx512,
+}
+
 /// A generator (SplitMix64).
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
@@ -141,18 +150,32 @@ impl Random {
         bytes
     }
 
-    /// The state of the x87 FPU, and the vector registers.
-    pub(super) fn fpu(&mut self) -> FpuState {
+    /// The state of the x87 FPU, and the vector registers as far as they are used.
+    pub(super) fn fpu(&mut self, registers: Vectors) -> FpuState {
         let mut fpu = FpuState::initial();
-        for register in &mut fpu.vector {
-            for half in register.chunks_exact_mut(2) {
+        let (count, words) = match registers {
+            Vectors::Avx => (16, 4),
+            Vectors::Avx512 => (32, 8),
+        };
+        for register in &mut fpu.vector[..count] {
+            for half in register[..words].chunks_exact_mut(2) {
                 let [low, high] = halves(self.lanes());
                 half.copy_from_slice(&[low, high]);
             }
         }
+        if registers == Vectors::Avx512 {
+            for mask in &mut fpu.opmask {
+                *mask = match self.below(4) {
+                    0 => 0,
+                    1 => u64::MAX,
+                    _ => self.next(),
+                };
+            }
+        }
         if self.one_in(2) {
             // Equal lanes, for comparisons.
-            let (to, from) = (self.below(16) as usize, self.below(16) as usize);
+            let count = count as u64;
+            let (to, from) = (self.below(count) as usize, self.below(count) as usize);
             fpu.vector[to] = fpu.vector[from];
         }
         for n in 0..8 {

@@ -3,61 +3,79 @@
 //! SDM Vol. 1, "SSE2 128-Bit SIMD Integer Instructions", "SSSE3 Instructions" and "Packed Integer"
 //! of SSE4; the functions follow the "Operation" sections of SDM Vol. 2.
 
-use iced_x86::Code;
+use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::Rflags;
 
 use super::crypto;
 use super::lanes::{build, compare, get, horizontal, map, pack, unpack, zip};
-use super::{immediate, join};
+use super::vector::{Elements, Faults, each_lane, is_vector_form};
 use crate::exec::Row;
 use crate::exec::form::plain;
 use crate::insn::{Insn, Operand, Plain};
 use crate::{Cpu, Exec};
 
-/// A handler: operand 0 becomes a function of itself and operand 1.
+/// A handler: each element, of so many bytes, becomes a function of those of both sources.
 macro_rules! two {
-    ($f:expr) => {{
+    ($bytes:literal, $f:expr) => {{
         fn handler(cpu: &mut Cpu, insn: &Insn) -> Exec {
-            binary(cpu, insn, $f)
+            cpu.lane_by_lane(insn, $bytes, Faults::Suppressed, |a, b, _| $f(a, b))
         }
         handler as Plain
     }};
 }
 
-/// A handler: operand 0 becomes a function of operand 1, of so many bytes in memory.
+/// A handler: each lane becomes a function of those of both sources.
+macro_rules! whole {
+    ($bytes:literal, $f:expr) => {{
+        fn handler(cpu: &mut Cpu, insn: &Insn) -> Exec {
+            cpu.lane_by_lane(insn, $bytes, Faults::Whole, |a, b, _| $f(a, b))
+        }
+        handler as Plain
+    }};
+}
+
+/// A handler: each element becomes a function of that of the last source.
 macro_rules! one {
     ($bytes:literal, $f:expr) => {{
         fn handler(cpu: &mut Cpu, insn: &Insn) -> Exec {
-            cpu.check_sse()?;
-            let source = cpu.read_lanes::<$bytes>(insn, 1)?;
-            cpu.write_lanes(insn, $f(source))
+            cpu.lane_by_lane(insn, $bytes, Faults::Suppressed, |_, b, _| $f(b))
         }
         handler as Plain
     }};
 }
 
-/// A handler: operand 0 becomes a function of itself, operand 1 and the immediate.
+/// A handler: each element becomes a function of one that is so many times narrower.
+macro_rules! widen {
+    ($bytes:literal, $ratio:literal, $f:expr) => {{
+        fn handler(cpu: &mut Cpu, insn: &Insn) -> Exec {
+            cpu.widen(insn, $bytes, $ratio, $f)
+        }
+        handler as Plain
+    }};
+}
+
+/// A handler: each lane becomes a function of those of both sources and the immediate; every
+/// lane takes its own `$bits` bits of the immediate, or all take the same.
 macro_rules! three {
-    ($f:expr) => {{
+    ($bytes:literal, $f:expr) => {
+        three!($bytes, 0, $f)
+    };
+    ($bytes:literal, $bits:literal, $f:expr) => {{
         fn handler(cpu: &mut Cpu, insn: &Insn) -> Exec {
-            let byte = immediate(insn, 2);
-            binary(cpu, insn, |a, b| $f(a, b, byte))
+            let byte = insn.immediate_byte();
+            cpu.lane_by_lane(insn, $bytes, Faults::Whole, |a, b, lane| {
+                $f(a, b, byte >> ($bits * lane))
+            })
         }
         handler as Plain
     }};
 }
 
-/// A handler: operand 0 is shifted by the count in operand 1.
+/// A handler: each element is shifted by the same count.
 macro_rules! shift {
-    ($f:expr) => {{
+    ($bytes:literal, $f:expr) => {{
         fn handler(cpu: &mut Cpu, insn: &Insn) -> Exec {
-            cpu.check_sse()?;
-            let count = match insn.operands[1] {
-                Operand::Immediate(value) => value,
-                _ => cpu.read_lanes::<16>(insn, 1)? as u64,
-            };
-            let value = join(cpu.destination(insn));
-            cpu.write_lanes(insn, $f(value, count))
+            shift_all(cpu, insn, $bytes, $f)
         }
         handler as Plain
     }};
@@ -73,182 +91,230 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
         shifts,
         cryptography,
     ];
-    tables.iter().find_map(|table| table(code)).and_then(plain)
+    if !is_vector_form(code) {
+        return None;
+    }
+    let mnemonic = code.mnemonic();
+    tables
+        .iter()
+        .find_map(|table| table(mnemonic))
+        .and_then(plain)
 }
 
 #[rustfmt::skip]
-fn arithmetic(code: Code) -> Option<Plain> {
-    use Code as C;
-    Some(match code {
-        C::Paddb_xmm_xmmm128 => two!(|a, b| zip(a, b, u8::wrapping_add)),
-        C::Paddw_xmm_xmmm128 => two!(|a, b| zip(a, b, u16::wrapping_add)),
-        C::Paddd_xmm_xmmm128 => two!(|a, b| zip(a, b, u32::wrapping_add)),
-        C::Paddq_xmm_xmmm128 => two!(|a, b| zip(a, b, u64::wrapping_add)),
-        C::Psubb_xmm_xmmm128 => two!(|a, b| zip(a, b, u8::wrapping_sub)),
-        C::Psubw_xmm_xmmm128 => two!(|a, b| zip(a, b, u16::wrapping_sub)),
-        C::Psubd_xmm_xmmm128 => two!(|a, b| zip(a, b, u32::wrapping_sub)),
-        C::Psubq_xmm_xmmm128 => two!(|a, b| zip(a, b, u64::wrapping_sub)),
-        C::Paddsb_xmm_xmmm128 => two!(|a, b| zip(a, b, i8::saturating_add)),
-        C::Paddsw_xmm_xmmm128 => two!(|a, b| zip(a, b, i16::saturating_add)),
-        C::Paddusb_xmm_xmmm128 => two!(|a, b| zip(a, b, u8::saturating_add)),
-        C::Paddusw_xmm_xmmm128 => two!(|a, b| zip(a, b, u16::saturating_add)),
-        C::Psubsb_xmm_xmmm128 => two!(|a, b| zip(a, b, i8::saturating_sub)),
-        C::Psubsw_xmm_xmmm128 => two!(|a, b| zip(a, b, i16::saturating_sub)),
-        C::Psubusb_xmm_xmmm128 => two!(|a, b| zip(a, b, u8::saturating_sub)),
-        C::Psubusw_xmm_xmmm128 => two!(|a, b| zip(a, b, u16::saturating_sub)),
-        C::Pavgb_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u8, y: u8| (u16::from(x) + u16::from(y)).div_ceil(2) as u8)),
-        C::Pavgw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u16, y: u16| (u32::from(x) + u32::from(y)).div_ceil(2) as u16)),
-        C::Pmullw_xmm_xmmm128 => two!(|a, b| zip(a, b, u16::wrapping_mul)),
-        C::Pmulld_xmm_xmmm128 => two!(|a, b| zip(a, b, u32::wrapping_mul)),
-        C::Pmulhw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i16, y: i16| ((i32::from(x) * i32::from(y)) >> 16) as i16)),
-        C::Pmulhuw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u16, y: u16| ((u32::from(x) * u32::from(y)) >> 16) as u16)),
-        C::Pmulhrsw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i16, y: i16| ((((i32::from(x) * i32::from(y)) >> 14) + 1) >> 1) as i16)),
-        C::Pmuludq_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u64, y: u64| (x & 0xffff_ffff) * (y & 0xffff_ffff))),
-        C::Pmuldq_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i64, y: i64| i64::from(x as i32) * i64::from(y as i32))),
-        C::Pmaddwd_xmm_xmmm128 => two!(|a, b| build(4, |n| multiply_add_words(a, b, n))),
-        C::Pmaddubsw_xmm_xmmm128 => two!(|a, b| build(8, |n| multiply_add_bytes(a, b, n))),
-        C::Psadbw_xmm_xmmm128 => two!(|a, b| build(2, |n| sum_of_differences(a, b, n))),
-        C::Phaddw_xmm_xmmm128 => two!(|a, b| horizontal(a, b, u16::wrapping_add)),
-        C::Phaddd_xmm_xmmm128 => two!(|a, b| horizontal(a, b, u32::wrapping_add)),
-        C::Phaddsw_xmm_xmmm128 => two!(|a, b| horizontal(a, b, i16::saturating_add)),
-        C::Phsubw_xmm_xmmm128 => two!(|a, b| horizontal(a, b, u16::wrapping_sub)),
-        C::Phsubd_xmm_xmmm128 => two!(|a, b| horizontal(a, b, u32::wrapping_sub)),
-        C::Phsubsw_xmm_xmmm128 => two!(|a, b| horizontal(a, b, i16::saturating_sub)),
-        C::Pabsb_xmm_xmmm128 => one!(16, |b| map(b, i8::wrapping_abs)),
-        C::Pabsw_xmm_xmmm128 => one!(16, |b| map(b, i16::wrapping_abs)),
-        C::Pabsd_xmm_xmmm128 => one!(16, |b| map(b, i32::wrapping_abs)),
-        C::Psignb_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i8, y: i8| x.wrapping_mul(y.signum()))),
-        C::Psignw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i16, y: i16| x.wrapping_mul(y.signum()))),
-        C::Psignd_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i32, y: i32| x.wrapping_mul(y.signum()))),
+fn arithmetic(mnemonic: Mnemonic) -> Option<Plain> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Paddb | M::Vpaddb => two!(1, |a, b| zip(a, b, u8::wrapping_add)),
+        M::Paddw | M::Vpaddw => two!(2, |a, b| zip(a, b, u16::wrapping_add)),
+        M::Paddd | M::Vpaddd => two!(4, |a, b| zip(a, b, u32::wrapping_add)),
+        M::Paddq | M::Vpaddq => two!(8, |a, b| zip(a, b, u64::wrapping_add)),
+        M::Psubb | M::Vpsubb => two!(1, |a, b| zip(a, b, u8::wrapping_sub)),
+        M::Psubw | M::Vpsubw => two!(2, |a, b| zip(a, b, u16::wrapping_sub)),
+        M::Psubd | M::Vpsubd => two!(4, |a, b| zip(a, b, u32::wrapping_sub)),
+        M::Psubq | M::Vpsubq => two!(8, |a, b| zip(a, b, u64::wrapping_sub)),
+        M::Paddsb | M::Vpaddsb => two!(1, |a, b| zip(a, b, i8::saturating_add)),
+        M::Paddsw | M::Vpaddsw => two!(2, |a, b| zip(a, b, i16::saturating_add)),
+        M::Paddusb | M::Vpaddusb => two!(1, |a, b| zip(a, b, u8::saturating_add)),
+        M::Paddusw | M::Vpaddusw => two!(2, |a, b| zip(a, b, u16::saturating_add)),
+        M::Psubsb | M::Vpsubsb => two!(1, |a, b| zip(a, b, i8::saturating_sub)),
+        M::Psubsw | M::Vpsubsw => two!(2, |a, b| zip(a, b, i16::saturating_sub)),
+        M::Psubusb | M::Vpsubusb => two!(1, |a, b| zip(a, b, u8::saturating_sub)),
+        M::Psubusw | M::Vpsubusw => two!(2, |a, b| zip(a, b, u16::saturating_sub)),
+        M::Pavgb | M::Vpavgb => two!(1, |a, b| zip(a, b, |x: u8, y: u8| (u16::from(x) + u16::from(y)).div_ceil(2) as u8)),
+        M::Pavgw | M::Vpavgw => two!(2, |a, b| zip(a, b, |x: u16, y: u16| (u32::from(x) + u32::from(y)).div_ceil(2) as u16)),
+        M::Pmullw | M::Vpmullw => two!(2, |a, b| zip(a, b, u16::wrapping_mul)),
+        M::Pmulld | M::Vpmulld => two!(4, |a, b| zip(a, b, u32::wrapping_mul)),
+        M::Pmulhw | M::Vpmulhw => two!(2, |a, b| zip(a, b, |x: i16, y: i16| ((i32::from(x) * i32::from(y)) >> 16) as i16)),
+        M::Pmulhuw | M::Vpmulhuw => two!(2, |a, b| zip(a, b, |x: u16, y: u16| ((u32::from(x) * u32::from(y)) >> 16) as u16)),
+        M::Pmulhrsw | M::Vpmulhrsw => two!(2, |a, b| zip(a, b, |x: i16, y: i16| ((((i32::from(x) * i32::from(y)) >> 14) + 1) >> 1) as i16)),
+        M::Pmuludq | M::Vpmuludq => two!(8, |a, b| zip(a, b, |x: u64, y: u64| (x & 0xffff_ffff) * (y & 0xffff_ffff))),
+        M::Pmuldq | M::Vpmuldq => two!(8, |a, b| zip(a, b, |x: i64, y: i64| i64::from(x as i32) * i64::from(y as i32))),
+        M::Pmaddwd | M::Vpmaddwd => two!(4, |a, b| build(4, |n| multiply_add_words(a, b, n))),
+        M::Pmaddubsw | M::Vpmaddubsw => two!(2, |a, b| build(8, |n| multiply_add_bytes(a, b, n))),
+        M::Psadbw | M::Vpsadbw => whole!(8, |a, b| build(2, |n| sum_of_differences(a, b, n))),
+        M::Phaddw | M::Vphaddw => whole!(2, |a, b| horizontal(a, b, u16::wrapping_add)),
+        M::Phaddd | M::Vphaddd => whole!(4, |a, b| horizontal(a, b, u32::wrapping_add)),
+        M::Phaddsw | M::Vphaddsw => whole!(2, |a, b| horizontal(a, b, i16::saturating_add)),
+        M::Phsubw | M::Vphsubw => whole!(2, |a, b| horizontal(a, b, u16::wrapping_sub)),
+        M::Phsubd | M::Vphsubd => whole!(4, |a, b| horizontal(a, b, u32::wrapping_sub)),
+        M::Phsubsw | M::Vphsubsw => whole!(2, |a, b| horizontal(a, b, i16::saturating_sub)),
+        M::Pabsb | M::Vpabsb => one!(1, |b| map(b, i8::wrapping_abs)),
+        M::Pabsw | M::Vpabsw => one!(2, |b| map(b, i16::wrapping_abs)),
+        M::Pabsd | M::Vpabsd => one!(4, |b| map(b, i32::wrapping_abs)),
+        M::Psignb | M::Vpsignb => two!(1, |a, b| zip(a, b, |x: i8, y: i8| x.wrapping_mul(y.signum()))),
+        M::Psignw | M::Vpsignw => two!(2, |a, b| zip(a, b, |x: i16, y: i16| x.wrapping_mul(y.signum()))),
+        M::Psignd | M::Vpsignd => two!(4, |a, b| zip(a, b, |x: i32, y: i32| x.wrapping_mul(y.signum()))),
         _ => return None,
     })
 }
 
 #[rustfmt::skip]
-fn compare_and_select(code: Code) -> Option<Plain> {
-    use Code as C;
-    Some(match code {
-        C::Pcmpeqb_xmm_xmmm128 => two!(|a, b| compare(a, b, |x: u8, y| x == y)),
-        C::Pcmpeqw_xmm_xmmm128 => two!(|a, b| compare(a, b, |x: u16, y| x == y)),
-        C::Pcmpeqd_xmm_xmmm128 => two!(|a, b| compare(a, b, |x: u32, y| x == y)),
-        C::Pcmpeqq_xmm_xmmm128 => two!(|a, b| compare(a, b, |x: u64, y| x == y)),
-        C::Pcmpgtb_xmm_xmmm128 => two!(|a, b| compare(a, b, |x: i8, y| x > y)),
-        C::Pcmpgtw_xmm_xmmm128 => two!(|a, b| compare(a, b, |x: i16, y| x > y)),
-        C::Pcmpgtd_xmm_xmmm128 => two!(|a, b| compare(a, b, |x: i32, y| x > y)),
-        C::Pcmpgtq_xmm_xmmm128 => two!(|a, b| compare(a, b, |x: i64, y| x > y)),
-        C::Pmaxub_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u8, y| x.max(y))),
-        C::Pmaxuw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u16, y| x.max(y))),
-        C::Pmaxud_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u32, y| x.max(y))),
-        C::Pmaxsb_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i8, y| x.max(y))),
-        C::Pmaxsw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i16, y| x.max(y))),
-        C::Pmaxsd_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i32, y| x.max(y))),
-        C::Pminub_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u8, y| x.min(y))),
-        C::Pminuw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u16, y| x.min(y))),
-        C::Pminud_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: u32, y| x.min(y))),
-        C::Pminsb_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i8, y| x.min(y))),
-        C::Pminsw_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i16, y| x.min(y))),
-        C::Pminsd_xmm_xmmm128 => two!(|a, b| zip(a, b, |x: i32, y| x.min(y))),
-        C::Ptest_xmm_xmmm128 => ptest,
-        C::Pmovmskb_r32_xmm | C::Pmovmskb_r64_xmm => signs::<8>,
-        C::Movmskps_r32_xmm | C::Movmskps_r64_xmm => signs::<32>,
-        C::Movmskpd_r32_xmm | C::Movmskpd_r64_xmm => signs::<64>,
+fn compare_and_select(mnemonic: Mnemonic) -> Option<Plain> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Pcmpeqb | M::Vpcmpeqb => two!(1, |a, b| compare(a, b, |x: u8, y| x == y)),
+        M::Pcmpeqw | M::Vpcmpeqw => two!(2, |a, b| compare(a, b, |x: u16, y| x == y)),
+        M::Pcmpeqd | M::Vpcmpeqd => two!(4, |a, b| compare(a, b, |x: u32, y| x == y)),
+        M::Pcmpeqq | M::Vpcmpeqq => two!(8, |a, b| compare(a, b, |x: u64, y| x == y)),
+        M::Pcmpgtb | M::Vpcmpgtb => two!(1, |a, b| compare(a, b, |x: i8, y| x > y)),
+        M::Pcmpgtw | M::Vpcmpgtw => two!(2, |a, b| compare(a, b, |x: i16, y| x > y)),
+        M::Pcmpgtd | M::Vpcmpgtd => two!(4, |a, b| compare(a, b, |x: i32, y| x > y)),
+        M::Pcmpgtq | M::Vpcmpgtq => two!(8, |a, b| compare(a, b, |x: i64, y| x > y)),
+        M::Pmaxub | M::Vpmaxub => two!(1, |a, b| zip(a, b, |x: u8, y| x.max(y))),
+        M::Pmaxuw | M::Vpmaxuw => two!(2, |a, b| zip(a, b, |x: u16, y| x.max(y))),
+        M::Pmaxud | M::Vpmaxud => two!(4, |a, b| zip(a, b, |x: u32, y| x.max(y))),
+        M::Pmaxsb | M::Vpmaxsb => two!(1, |a, b| zip(a, b, |x: i8, y| x.max(y))),
+        M::Pmaxsw | M::Vpmaxsw => two!(2, |a, b| zip(a, b, |x: i16, y| x.max(y))),
+        M::Pmaxsd | M::Vpmaxsd => two!(4, |a, b| zip(a, b, |x: i32, y| x.max(y))),
+        M::Pminub | M::Vpminub => two!(1, |a, b| zip(a, b, |x: u8, y| x.min(y))),
+        M::Pminuw | M::Vpminuw => two!(2, |a, b| zip(a, b, |x: u16, y| x.min(y))),
+        M::Pminud | M::Vpminud => two!(4, |a, b| zip(a, b, |x: u32, y| x.min(y))),
+        M::Pminsb | M::Vpminsb => two!(1, |a, b| zip(a, b, |x: i8, y| x.min(y))),
+        M::Pminsw | M::Vpminsw => two!(2, |a, b| zip(a, b, |x: i16, y| x.min(y))),
+        M::Pminsd | M::Vpminsd => two!(4, |a, b| zip(a, b, |x: i32, y| x.min(y))),
+        M::Ptest | M::Vptest => ptest,
+        M::Pmovmskb | M::Vpmovmskb => signs::<8>,
+        M::Movmskps | M::Vmovmskps => signs::<32>,
+        M::Movmskpd | M::Vmovmskpd => signs::<64>,
         _ => return None,
     })
 }
 
 #[rustfmt::skip]
-fn reorder(code: Code) -> Option<Plain> {
-    use Code as C;
-    Some(match code {
-        C::Punpcklbw_xmm_xmmm128 => two!(|a, b| unpack::<u8>(a, b, 0)),
-        C::Punpcklwd_xmm_xmmm128 => two!(|a, b| unpack::<u16>(a, b, 0)),
-        C::Punpckldq_xmm_xmmm128 | C::Unpcklps_xmm_xmmm128 => two!(|a, b| unpack::<u32>(a, b, 0)),
-        C::Punpcklqdq_xmm_xmmm128 | C::Unpcklpd_xmm_xmmm128 => two!(|a, b| unpack::<u64>(a, b, 0)),
-        C::Punpckhbw_xmm_xmmm128 => two!(|a, b| unpack::<u8>(a, b, 1)),
-        C::Punpckhwd_xmm_xmmm128 => two!(|a, b| unpack::<u16>(a, b, 1)),
-        C::Punpckhdq_xmm_xmmm128 | C::Unpckhps_xmm_xmmm128 => two!(|a, b| unpack::<u32>(a, b, 1)),
-        C::Punpckhqdq_xmm_xmmm128 | C::Unpckhpd_xmm_xmmm128 => two!(|a, b| unpack::<u64>(a, b, 1)),
-        C::Pshufb_xmm_xmmm128 => two!(|a, b| map(b, |n: u8| if n & 0x80 != 0 { 0 } else { get(a, u32::from(n & 15)) })),
-        C::Pshufd_xmm_xmmm128_imm8 => three!(|_, b, i| build(4, |n| get::<u32>(b, selector(i, n)))),
-        C::Pshuflw_xmm_xmmm128_imm8 => three!(|_, b, i| (b >> 64) << 64 | build(4, |n| get::<u16>(b, selector(i, n)))),
-        C::Pshufhw_xmm_xmmm128_imm8 => three!(|_, b, i| u128::from(b as u64) | build(4, |n| get::<u16>(b >> 64, selector(i, n))) << 64),
-        C::Shufps_xmm_xmmm128_imm8 => three!(|a, b, i| build(4, |n| get::<u32>(if n < 2 { a } else { b }, selector(i, n)))),
-        C::Shufpd_xmm_xmmm128_imm8 => three!(|a, b, i: u8| build(2, |n| get::<u64>(if n == 0 { a } else { b }, u32::from(i >> n & 1)))),
-        C::Pblendw_xmm_xmmm128_imm8 => three!(|a, b, i: u8| build(8, |n| get::<u16>(if i >> n & 1 == 0 { a } else { b }, n))),
-        C::Blendps_xmm_xmmm128_imm8 => three!(|a, b, i: u8| build(4, |n| get::<u32>(if i >> n & 1 == 0 { a } else { b }, n))),
-        C::Blendpd_xmm_xmmm128_imm8 => three!(|a, b, i: u8| build(2, |n| get::<u64>(if i >> n & 1 == 0 { a } else { b }, n))),
-        C::Palignr_xmm_xmmm128_imm8 => three!(align_right),
-        C::Movddup_xmm_xmmm64 => one!(8, |b| build(2, |_| b as u64)),
-        C::Movsldup_xmm_xmmm128 => one!(16, |b| build(4, |n| get::<u32>(b, n & !1))),
-        C::Movshdup_xmm_xmmm128 => one!(16, |b| build(4, |n| get::<u32>(b, n | 1))),
-        C::Pinsrw_xmm_r32m16_imm8 | C::Pinsrw_xmm_r64m16_imm8 => insert_word,
-        C::Pextrw_r32_xmm_imm8 | C::Pextrw_r64_xmm_imm8 => extract_word,
+fn reorder(mnemonic: Mnemonic) -> Option<Plain> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Punpcklbw | M::Vpunpcklbw => whole!(1, |a, b| unpack::<u8>(a, b, 0)),
+        M::Punpcklwd | M::Vpunpcklwd => whole!(2, |a, b| unpack::<u16>(a, b, 0)),
+        M::Punpckldq | M::Vpunpckldq | M::Unpcklps | M::Vunpcklps => whole!(4, |a, b| unpack::<u32>(a, b, 0)),
+        M::Punpcklqdq | M::Vpunpcklqdq | M::Unpcklpd | M::Vunpcklpd => whole!(8, |a, b| unpack::<u64>(a, b, 0)),
+        M::Punpckhbw | M::Vpunpckhbw => whole!(1, |a, b| unpack::<u8>(a, b, 1)),
+        M::Punpckhwd | M::Vpunpckhwd => whole!(2, |a, b| unpack::<u16>(a, b, 1)),
+        M::Punpckhdq | M::Vpunpckhdq | M::Unpckhps | M::Vunpckhps => whole!(4, |a, b| unpack::<u32>(a, b, 1)),
+        M::Punpckhqdq | M::Vpunpckhqdq | M::Unpckhpd | M::Vunpckhpd => whole!(8, |a, b| unpack::<u64>(a, b, 1)),
+        M::Pshufb | M::Vpshufb => whole!(1, |a, b| map(b, |n: u8| if n & 0x80 != 0 { 0 } else { get(a, u32::from(n & 15)) })),
+        M::Pshufd | M::Vpshufd => three!(4, |_, b, i| build(4, |n| get::<u32>(b, selector(i, n)))),
+        M::Pshuflw | M::Vpshuflw => three!(2, |_, b, i| (b >> 64) << 64 | build(4, |n| get::<u16>(b, selector(i, n)))),
+        M::Pshufhw | M::Vpshufhw => three!(2, |_, b, i| u128::from(b as u64) | build(4, |n| get::<u16>(b >> 64, selector(i, n))) << 64),
+        M::Shufps | M::Vshufps => three!(4, |a, b, i| build(4, |n| get::<u32>(if n < 2 { a } else { b }, selector(i, n)))),
+        M::Shufpd | M::Vshufpd => three!(8, 2, |a, b, i: u8| build(2, |n| get::<u64>(if n == 0 { a } else { b }, u32::from(i >> n & 1)))),
+        M::Pblendw | M::Vpblendw => three!(2, |a, b, i: u8| build(8, |n| get::<u16>(if i >> n & 1 == 0 { a } else { b }, n))),
+        M::Blendps | M::Vblendps => three!(4, 4, |a, b, i: u8| build(4, |n| get::<u32>(if i >> n & 1 == 0 { a } else { b }, n))),
+        M::Blendpd | M::Vblendpd => three!(8, 2, |a, b, i: u8| build(2, |n| get::<u64>(if i >> n & 1 == 0 { a } else { b }, n))),
+        M::Palignr | M::Vpalignr => three!(1, align_right),
+        M::Movddup | M::Vmovddup => movddup,
+        M::Movsldup | M::Vmovsldup => one!(4, |b| build(4, |n| get::<u32>(b, n & !1))),
+        M::Movshdup | M::Vmovshdup => one!(4, |b| build(4, |n| get::<u32>(b, n | 1))),
+        M::Pinsrw | M::Vpinsrw => insert_word,
+        M::Pextrw | M::Vpextrw => extract_word,
         _ => return None,
     })
 }
 
 #[rustfmt::skip]
-fn convert(code: Code) -> Option<Plain> {
-    use Code as C;
-    Some(match code {
-        C::Packsswb_xmm_xmmm128 => two!(|a, b| pack(a, b, |x: i16| x.clamp(-0x80, 0x7f) as i8)),
-        C::Packuswb_xmm_xmmm128 => two!(|a, b| pack(a, b, |x: i16| x.clamp(0, 0xff) as u8)),
-        C::Packssdw_xmm_xmmm128 => two!(|a, b| pack(a, b, |x: i32| x.clamp(-0x8000, 0x7fff) as i16)),
-        C::Packusdw_xmm_xmmm128 => two!(|a, b| pack(a, b, |x: i32| x.clamp(0, 0xffff) as u16)),
-        C::Pmovsxbw_xmm_xmmm64 => one!(8, |b| build(8, |n| i16::from(get::<i8>(b, n)))),
-        C::Pmovsxbd_xmm_xmmm32 => one!(4, |b| build(4, |n| i32::from(get::<i8>(b, n)))),
-        C::Pmovsxbq_xmm_xmmm16 => one!(2, |b| build(2, |n| i64::from(get::<i8>(b, n)))),
-        C::Pmovsxwd_xmm_xmmm64 => one!(8, |b| build(4, |n| i32::from(get::<i16>(b, n)))),
-        C::Pmovsxwq_xmm_xmmm32 => one!(4, |b| build(2, |n| i64::from(get::<i16>(b, n)))),
-        C::Pmovsxdq_xmm_xmmm64 => one!(8, |b| build(2, |n| i64::from(get::<i32>(b, n)))),
-        C::Pmovzxbw_xmm_xmmm64 => one!(8, |b| build(8, |n| u16::from(get::<u8>(b, n)))),
-        C::Pmovzxbd_xmm_xmmm32 => one!(4, |b| build(4, |n| u32::from(get::<u8>(b, n)))),
-        C::Pmovzxbq_xmm_xmmm16 => one!(2, |b| build(2, |n| u64::from(get::<u8>(b, n)))),
-        C::Pmovzxwd_xmm_xmmm64 => one!(8, |b| build(4, |n| u32::from(get::<u16>(b, n)))),
-        C::Pmovzxwq_xmm_xmmm32 => one!(4, |b| build(2, |n| u64::from(get::<u16>(b, n)))),
-        C::Pmovzxdq_xmm_xmmm64 => one!(8, |b| build(2, |n| u64::from(get::<u32>(b, n)))),
+fn convert(mnemonic: Mnemonic) -> Option<Plain> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Packsswb | M::Vpacksswb => whole!(1, |a, b| pack(a, b, |x: i16| x.clamp(-0x80, 0x7f) as i8)),
+        M::Packuswb | M::Vpackuswb => whole!(1, |a, b| pack(a, b, |x: i16| x.clamp(0, 0xff) as u8)),
+        M::Packssdw | M::Vpackssdw => whole!(2, |a, b| pack(a, b, |x: i32| x.clamp(-0x8000, 0x7fff) as i16)),
+        M::Packusdw | M::Vpackusdw => whole!(2, |a, b| pack(a, b, |x: i32| x.clamp(0, 0xffff) as u16)),
+        M::Pmovsxbw | M::Vpmovsxbw => widen!(2, 2, |b| build(8, |n| i16::from(get::<i8>(b, n)))),
+        M::Pmovsxbd | M::Vpmovsxbd => widen!(4, 4, |b| build(4, |n| i32::from(get::<i8>(b, n)))),
+        M::Pmovsxbq | M::Vpmovsxbq => widen!(8, 8, |b| build(2, |n| i64::from(get::<i8>(b, n)))),
+        M::Pmovsxwd | M::Vpmovsxwd => widen!(4, 2, |b| build(4, |n| i32::from(get::<i16>(b, n)))),
+        M::Pmovsxwq | M::Vpmovsxwq => widen!(8, 4, |b| build(2, |n| i64::from(get::<i16>(b, n)))),
+        M::Pmovsxdq | M::Vpmovsxdq => widen!(8, 2, |b| build(2, |n| i64::from(get::<i32>(b, n)))),
+        M::Pmovzxbw | M::Vpmovzxbw => widen!(2, 2, |b| build(8, |n| u16::from(get::<u8>(b, n)))),
+        M::Pmovzxbd | M::Vpmovzxbd => widen!(4, 4, |b| build(4, |n| u32::from(get::<u8>(b, n)))),
+        M::Pmovzxbq | M::Vpmovzxbq => widen!(8, 8, |b| build(2, |n| u64::from(get::<u8>(b, n)))),
+        M::Pmovzxwd | M::Vpmovzxwd => widen!(4, 2, |b| build(4, |n| u32::from(get::<u16>(b, n)))),
+        M::Pmovzxwq | M::Vpmovzxwq => widen!(8, 4, |b| build(2, |n| u64::from(get::<u16>(b, n)))),
+        M::Pmovzxdq | M::Vpmovzxdq => widen!(8, 2, |b| build(2, |n| u64::from(get::<u32>(b, n)))),
         _ => return None,
     })
 }
 
 #[rustfmt::skip]
-fn cryptography(code: Code) -> Option<Plain> {
-    use Code as C;
-    Some(match code {
-        C::Aesenc_xmm_xmmm128 => two!(crypto::encrypt),
-        C::Aesenclast_xmm_xmmm128 => two!(crypto::encrypt_last),
-        C::Aesdec_xmm_xmmm128 => two!(crypto::decrypt),
-        C::Aesdeclast_xmm_xmmm128 => two!(crypto::decrypt_last),
-        C::Aesimc_xmm_xmmm128 => one!(16, crypto::inverse_mix),
-        C::Aeskeygenassist_xmm_xmmm128_imm8 => three!(crypto::assist),
-        C::Pclmulqdq_xmm_xmmm128_imm8 => three!(crypto::carryless),
+fn cryptography(mnemonic: Mnemonic) -> Option<Plain> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Aesenc | M::Vaesenc => whole!(16, crypto::encrypt),
+        M::Aesenclast | M::Vaesenclast => whole!(16, crypto::encrypt_last),
+        M::Aesdec | M::Vaesdec => whole!(16, crypto::decrypt),
+        M::Aesdeclast | M::Vaesdeclast => whole!(16, crypto::decrypt_last),
+        M::Aesimc | M::Vaesimc => one!(16, crypto::inverse_mix),
+        M::Aeskeygenassist | M::Vaeskeygenassist => three!(16, crypto::assist),
+        M::Pclmulqdq | M::Vpclmulqdq => three!(16, crypto::carryless),
         _ => return None,
     })
 }
 
 #[rustfmt::skip]
-fn shifts(code: Code) -> Option<Plain> {
-    use Code as C;
-    Some(match code {
-        C::Psllw_xmm_xmmm128 | C::Psllw_xmm_imm8 => shift!(|a, c| map(a, |x: u16| count(c).and_then(|c| x.checked_shl(c)).unwrap_or(0))),
-        C::Pslld_xmm_xmmm128 | C::Pslld_xmm_imm8 => shift!(|a, c| map(a, |x: u32| count(c).and_then(|c| x.checked_shl(c)).unwrap_or(0))),
-        C::Psllq_xmm_xmmm128 | C::Psllq_xmm_imm8 => shift!(|a, c| map(a, |x: u64| count(c).and_then(|c| x.checked_shl(c)).unwrap_or(0))),
-        C::Psrlw_xmm_xmmm128 | C::Psrlw_xmm_imm8 => shift!(|a, c| map(a, |x: u16| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
-        C::Psrld_xmm_xmmm128 | C::Psrld_xmm_imm8 => shift!(|a, c| map(a, |x: u32| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
-        C::Psrlq_xmm_xmmm128 | C::Psrlq_xmm_imm8 => shift!(|a, c| map(a, |x: u64| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
-        C::Psraw_xmm_xmmm128 | C::Psraw_xmm_imm8 => shift!(|a, c: u64| map(a, |x: i16| x >> c.min(15))),
-        C::Psrad_xmm_xmmm128 | C::Psrad_xmm_imm8 => shift!(|a, c: u64| map(a, |x: i32| x >> c.min(31))),
-        C::Pslldq_xmm_imm8 => shift!(|a: u128, c| count(c).and_then(|c| a.checked_shl(c * 8)).unwrap_or(0)),
-        C::Psrldq_xmm_imm8 => shift!(|a: u128, c| count(c).and_then(|c| a.checked_shr(c * 8)).unwrap_or(0)),
+fn shifts(mnemonic: Mnemonic) -> Option<Plain> {
+    use Mnemonic as M;
+    Some(match mnemonic {
+        M::Psllw | M::Vpsllw => shift!(2, |a, c| map(a, |x: u16| count(c).and_then(|c| x.checked_shl(c)).unwrap_or(0))),
+        M::Pslld | M::Vpslld => shift!(4, |a, c| map(a, |x: u32| count(c).and_then(|c| x.checked_shl(c)).unwrap_or(0))),
+        M::Psllq | M::Vpsllq => shift!(8, |a, c| map(a, |x: u64| count(c).and_then(|c| x.checked_shl(c)).unwrap_or(0))),
+        M::Psrlw | M::Vpsrlw => shift!(2, |a, c| map(a, |x: u16| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
+        M::Psrld | M::Vpsrld => shift!(4, |a, c| map(a, |x: u32| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
+        M::Psrlq | M::Vpsrlq => shift!(8, |a, c| map(a, |x: u64| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
+        M::Psraw | M::Vpsraw => shift!(2, |a, c: u64| map(a, |x: i16| x >> c.min(15))),
+        M::Psrad | M::Vpsrad => shift!(4, |a, c: u64| map(a, |x: i32| x >> c.min(31))),
+        M::Pslldq | M::Vpslldq => shift!(1, |a: u128, c| count(c).and_then(|c| a.checked_shl(c * 8)).unwrap_or(0)),
+        M::Psrldq | M::Vpsrldq => shift!(1, |a: u128, c| count(c).and_then(|c| a.checked_shr(c * 8)).unwrap_or(0)),
         _ => return None,
     })
 }
 
-fn binary(cpu: &mut Cpu, insn: &Insn, f: impl Fn(u128, u128) -> u128) -> Exec {
-    cpu.check_sse()?;
-    let source = cpu.read_lanes::<16>(insn, 1)?;
-    let value = f(join(cpu.destination(insn)), source);
-    cpu.write_lanes(insn, value)
+/// Shifts by an immediate, or by the low 64 bits of an XMM register or 16 bytes of memory.
+fn shift_all(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    element_bytes: usize,
+    f: impl Fn(u128, u64) -> u128,
+) -> Exec {
+    cpu.check_vector(insn)?;
+    let elements = Elements::of(insn, element_bytes);
+    let last = insn.last_source();
+    let immediate = insn.operands.iter().find_map(|o| match o {
+        Operand::Immediate(value) => Some(*value),
+        _ => None,
+    });
+    let (value, count) = match immediate {
+        Some(count) => (
+            cpu.read_vector(insn, last, elements, Faults::Suppressed)?,
+            count,
+        ),
+        None => {
+            let sixteen = Elements {
+                bytes: 16,
+                count: 1,
+            };
+            let count = cpu.read_vector(insn, last, sixteen, Faults::Whole)?;
+            (
+                cpu.register_lanes(insn, insn.first_source()),
+                count[0] as u64,
+            )
+        }
+    };
+    let shifted = each_lane(insn.lane_count(), |lane| f(value[lane], count));
+    cpu.write_vector(insn, shifted, elements)
+}
+
+/// MOVDDUP: the 128-bit form reads 8 bytes of memory.
+fn movddup(cpu: &mut Cpu, insn: &Insn) -> Exec {
+    cpu.check_vector(insn)?;
+    let elements = Elements::of(insn, 8);
+    let read = match insn.vector.bytes {
+        16 => Elements { bytes: 8, count: 1 },
+        _ => elements,
+    };
+    let source = cpu.read_vector(insn, insn.last_source(), read, Faults::Whole)?;
+    let value = each_lane(insn.lane_count(), |lane| build(2, |_| source[lane] as u64));
+    cpu.write_vector(insn, value, elements)
 }
 
 /// A shift count; `None` if it is beyond any width.
@@ -293,46 +359,45 @@ pub(super) fn sum_of_differences(a: u128, b: u128, n: u32) -> u64 {
 
 /// PMOVMSKB, MOVMSKPS, MOVMSKPD: the sign bits of the lanes of `BITS` bits.
 fn signs<const BITS: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let value = cpu.read_lanes::<16>(insn, 1)?;
-    let sign = |n: usize| (value >> (n * BITS + BITS - 1) & 1) as u64;
-    let mask = (0..128 / BITS).fold(0, |mask, n| mask | sign(n) << n);
+    cpu.check_vector(insn)?;
+    let value = cpu.register_lanes(insn, 1);
+    let count = usize::from(insn.vector.bytes) * 8 / BITS;
+    let sign = |n: usize| {
+        let bit = n * BITS + BITS - 1;
+        (value[bit / 128] >> (bit % 128) & 1) as u64
+    };
+    let mask = (0..count).fold(0, |mask, n| mask | sign(n) << n);
     cpu.write::<u64>(insn, 0, mask)
 }
 
 /// PINSRW.
 fn insert_word(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let word = cpu.read::<u16>(insn, 1)?;
-    let at = u32::from(immediate(insn, 2) & 7);
-    let value = join(cpu.destination(insn));
+    cpu.check_vector(insn)?;
+    let word = cpu.read::<u16>(insn, insn.last_source())?;
+    let at = u32::from(insn.immediate_byte() & 7);
+    let value = cpu.register_lanes(insn, insn.first_source())[0];
     let inserted = build(8, |n| if n == at { word } else { get(value, n) });
-    cpu.write_lanes(insn, inserted)
+    cpu.write_vector(insn, [inserted, 0, 0, 0], Elements::of(insn, 2))
 }
 
 /// PEXTRW to a register, the rest of which is cleared.
 fn extract_word(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let at = u32::from(immediate(insn, 2) & 7);
-    let value = cpu.read_lanes::<16>(insn, 1)?;
+    cpu.check_vector(insn)?;
+    let at = u32::from(insn.immediate_byte() & 7);
+    let value = cpu.register_lanes(insn, 1)[0];
     cpu.write(insn, 0, u64::from(get::<u16>(value, at)))
 }
 
 /// PTEST: ZF and CF; the other status flags are cleared.
 fn ptest(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
-    let source = cpu.read_lanes::<16>(insn, 1)?;
-    let value = join(cpu.destination(insn));
-    let zf = if source & value == 0 {
-        Rflags::ZF
-    } else {
-        Rflags::empty()
-    };
-    let cf = if source & !value == 0 {
-        Rflags::CF
-    } else {
-        Rflags::empty()
-    };
-    cpu.set_status(Rflags::STATUS, zf | cf);
+    cpu.check_vector(insn)?;
+    let source = cpu.read_vector(insn, 1, Elements::of(insn, 16), Faults::Whole)?;
+    let value = cpu.register_lanes(insn, 0);
+    let lanes = 0..insn.lane_count();
+    let is_zero = |f: fn(u128, u128) -> u128| lanes.clone().all(|n| f(source[n], value[n]) == 0);
+    let mut flags = Rflags::empty();
+    flags.set(Rflags::ZF, is_zero(|source, value| source & value));
+    flags.set(Rflags::CF, is_zero(|source, value| source & !value));
+    cpu.set_status(Rflags::STATUS, flags);
     Ok(())
 }

@@ -9,6 +9,7 @@ use iced_x86::Code;
 use super::immediate;
 use super::integer::{multiply_add_bytes, multiply_add_words, selector, sum_of_differences};
 use super::lanes::{Lane, build, compare, get, horizontal, map, pack, unpack, zip};
+use super::vector::Elements;
 use crate::exec::Row;
 use crate::exec::form::plain;
 use crate::insn::{Insn, Operand, Plain};
@@ -238,13 +239,13 @@ fn movq2dq(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_mmx()?;
     let value = cpu.read_mmx(insn, 1, 8)?;
     cpu.enter_mmx();
-    cpu.write_lanes(insn, value.into())
+    cpu.write_vector(insn, [value.into(), 0, 0, 0], Elements::of(insn, 8))
 }
 
 fn movdq2q(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_sse()?;
     cpu.check_mmx()?;
-    let value = cpu.read_lanes::<16>(insn, 1)?;
+    let value = cpu.register_lanes(insn, 1)[0];
     cpu.write_mmx(insn, value as u64);
     Ok(())
 }

@@ -12,7 +12,7 @@ use vmx_model::addr::Hpa;
 use vmx_model::arch::{Cr4, Rflags};
 use vmx_model::event::Exception;
 
-use super::{float, integer, split};
+use super::{float, integer};
 use crate::test_cpu::{DATA, GP, UD, execute, long_mode};
 use crate::{Cpu, Fault};
 
@@ -72,7 +72,7 @@ impl Drop for Page {
     }
 }
 
-/// The instruction forms of this directory that the host has.
+/// The legacy instruction forms of this directory that the host has.
 fn forms() -> Vec<Code> {
     assert!(
         is_x86_feature_detected!("sse4.2"),
@@ -80,7 +80,10 @@ fn forms() -> Vec<Code> {
     );
     assert!(is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq"));
     let is_ours = |&c: &Code| {
-        c.op_code().mode64() && (integer::lookup(c).is_some() || float::lookup(c).is_some())
+        let is_legacy = c.encoding() == iced_x86::EncodingKind::Legacy;
+        is_legacy
+            && c.op_code().mode64()
+            && (integer::lookup(c).is_some() || float::lookup(c).is_some())
     };
     Code::values().filter(is_ours).collect()
 }
@@ -120,8 +123,8 @@ fn encode(code: Code, memory: bool, immediate: u8) -> Vec<u8> {
 }
 
 fn emulated(cpu: &mut Cpu, code: &[u8], state: &State) -> State {
-    cpu.fpu.set_xmm(0, split(state.to));
-    cpu.fpu.set_xmm(1, split(state.from));
+    cpu.fpu.set_lanes(0, [state.to, 0, 0, 0]);
+    cpu.fpu.set_lanes(1, [state.from, 0, 0, 0]);
     cpu.fpu.mxcsr = state.mxcsr;
     cpu.gpr[0] = state.rax;
     cpu.gpr[7] = DATA;
@@ -129,7 +132,7 @@ fn emulated(cpu: &mut Cpu, code: &[u8], state: &State) -> State {
     cpu.set_rflags(Rflags::from_bits_retain(state.rflags));
     assert_eq!(execute(cpu, code), Ok(()), "{code:02x?}");
     State {
-        to: super::join(cpu.fpu.xmm(0)),
+        to: cpu.fpu.lanes(0)[0],
         rax: cpu.gpr[0],
         rflags: cpu.rflags().bits(),
         mxcsr: cpu.fpu.mxcsr,
@@ -175,7 +178,8 @@ fn value() -> impl Strategy<Value = u128> {
         any::<u128>(),
         prop::array::uniform4(single)
             .prop_map(|w| w.iter().fold(0, |v, &w| v << 32 | u128::from(w))),
-        prop::array::uniform2(double).prop_map(super::join),
+        prop::array::uniform2(double)
+            .prop_map(|[low, high]| u128::from(high) << 64 | u128::from(low)),
         (0_u128..150),
     ]
 }

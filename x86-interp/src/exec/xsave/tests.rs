@@ -122,7 +122,7 @@ fn xrstor_refuses_bad_headers() {
         };
         let name = format!("{bv:x} {comp:x} {third} {fourth} {mxcsr:x}");
         let mut first = cpu();
-        first.fpu.vector[3] = [1, 2, 3, 4];
+        first.fpu.vector[3] = [1, 2, 3, 4, 5, 6, 7, 8];
         let before = first.fpu.clone();
         assert_eq!(execute(&mut first, &XRSTOR), *plain, "XRSTOR {name}");
         if plain.is_err() {
@@ -136,19 +136,21 @@ fn xrstor_refuses_bad_headers() {
 fn what_is_not_in_the_area_is_initialised() {
     let mut cpu = ready();
     cpu.system.pkru = 5;
-    cpu.fpu.vector = [[1, 2, 3, 4]; 16];
+    cpu.fpu.vector = [[1, 2, 3, 4, 5, 6, 7, 8]; 32];
     cpu.fpu.control = 0x77f;
     put(&cpu, 24, 0x1fa0);
     cpu.set_edx_eax(4);
     execute(&mut cpu, &XRSTOR).expect("XRSTOR");
-    assert_eq!(cpu.fpu.vector, [[1, 2, 0, 0]; 16]);
+    // Only what XCR0 enables: here no component of AVX-512.
+    assert_eq!(cpu.fpu.vector[..16], [[1, 2, 0, 0, 5, 6, 7, 8]; 16]);
+    assert_eq!(cpu.fpu.vector[16..], [[1, 2, 3, 4, 5, 6, 7, 8]; 16]);
     assert_eq!(
         (cpu.fpu.mxcsr, cpu.fpu.control, cpu.system.pkru),
         (0x1fa0, 0x77f, 5)
     );
     cpu.set_edx_eax(0x203);
     execute(&mut cpu, &XRSTOR).expect("XRSTOR");
-    assert_eq!(cpu.fpu.vector, [[0; 4]; 16]);
+    assert_eq!(cpu.fpu.vector[..16], [[0, 0, 0, 0, 5, 6, 7, 8]; 16]);
     assert_eq!((cpu.fpu.control, cpu.system.pkru), (0x37f, 0));
 }
 

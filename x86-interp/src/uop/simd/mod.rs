@@ -36,12 +36,12 @@ use kinds;
 /// Where a vector register begins.
 ///
 /// # Safety
-/// `uop`, "Safety"; `number` is below 16.
+/// `uop`, "Safety"; `number` is below 32.
 #[inline(always)]
-unsafe fn place(cpu: *mut Cpu, number: RegisterOffset) -> *mut [u64; 4] {
+unsafe fn place(cpu: *mut Cpu, number: RegisterOffset) -> *mut [u64; 8] {
     // SAFETY: the register is one of the processor's.
     unsafe {
-        let first = (&raw mut (*cpu).fpu.vector).cast::<[u64; 4]>();
+        let first = (&raw mut (*cpu).fpu.vector).cast::<[u64; 8]>();
         first.add(usize::from(number))
     }
 }
