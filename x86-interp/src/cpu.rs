@@ -59,7 +59,8 @@ pub struct Cpu {
     /// System registers outside `state`.
     pub(crate) system: SystemRegisters,
     /// x87, MMX, SSE and AVX registers.
-    pub(crate) fpu: FpuState,
+    /// Behind a pointer, so that a hypervisor exchanges the registers at little cost.
+    pub(crate) fpu: Box<FpuState>,
     /// MSRs outside `state`.
     pub(crate) msrs: Msrs,
     /// What CPUID reports.
@@ -96,7 +97,7 @@ impl Cpu {
             bus,
             clock,
             system: SystemRegisters::default(),
-            fpu: FpuState::default(),
+            fpu: Box::default(),
             msrs: Msrs::default(),
             cpuid: Profile::DEFAULT.table(),
             apic: None,

@@ -81,7 +81,7 @@ impl Cpu {
             tsc_offset: self.clock.tsc(self.retired).wrapping_neg(),
             ..Msrs::default()
         };
-        self.fpu = FpuState::default();
+        *self.fpu = FpuState::default();
         self.clear_registers();
     }
 

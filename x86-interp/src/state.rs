@@ -85,7 +85,7 @@ impl Cpu {
             gpr,
             arch: self.arch_state(),
             system: self.system.clone(),
-            fpu: self.fpu.clone(),
+            fpu: (*self.fpu).clone(),
             msrs: self.msrs.clone(),
             cpuid: self.cpuid.clone(),
             events: self.events.clone(),
@@ -110,7 +110,7 @@ impl Cpu {
         self.set_vmx_context(&state.vmx)?;
         self.gpr[..16].copy_from_slice(&state.gpr);
         self.system = state.system.clone();
-        self.fpu = state.fpu.clone();
+        *self.fpu = state.fpu.clone();
         self.msrs = state.msrs.clone();
         self.cpuid = state.cpuid.clone();
         self.events = state.events.clone();

@@ -188,7 +188,7 @@ impl Loaded<'_> {
         let cpu = self.vmcs.processor().cpu(self.vm.host());
         match &mut self.caches.fpu {
             Some(live) => {
-                core::mem::swap(cpu.fpu_mut(), &mut live.fpu);
+                cpu.swap_fpu(&mut live.fpu);
                 cpu.system_registers_mut().pkru = live.pkru;
             }
             None => cpu.restore_xstate(self.state.fpu.area()),
@@ -202,11 +202,11 @@ impl Loaded<'_> {
         let pkru = cpu.system_registers().pkru;
         let live = self.caches.fpu.get_or_insert_with(|| {
             Box::new(LiveFpu {
-                fpu: FpuState::initial(),
+                fpu: Box::new(FpuState::initial()),
                 pkru,
             })
         });
-        core::mem::swap(cpu.fpu_mut(), &mut live.fpu);
+        cpu.swap_fpu(&mut live.fpu);
         live.pkru = pkru;
     }
 
@@ -225,7 +225,7 @@ impl Loaded<'_> {
 /// The guest's registers in the processor's own form, between two runs.
 #[derive(Clone, Debug)]
 pub(crate) struct LiveFpu {
-    fpu: FpuState,
+    fpu: Box<FpuState>,
     pkru: u32,
 }
 

@@ -178,7 +178,7 @@ fn restore(cpu: &mut Cpu, insn: &Insn, enabled: u64, form: Form) -> Exec {
         return Err(Exception::gp(0).into());
     }
     let mut next = Extended {
-        fpu: cpu.fpu.clone(),
+        fpu: (*cpu.fpu).clone(),
         pkru: cpu.system.pkru,
         count: cpu.vector_registers(),
     };
@@ -198,7 +198,7 @@ fn restore(cpu: &mut Cpu, insn: &Insn, enabled: u64, form: Form) -> Exec {
         }
         next.take(&component, bytes);
     }
-    cpu.fpu = next.fpu;
+    *cpu.fpu = next.fpu;
     cpu.drop_deprecated_selectors();
     cpu.write_pkru(next.pkru);
     Ok(())

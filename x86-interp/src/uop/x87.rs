@@ -103,7 +103,7 @@ operations!(Add add, Subtract subtract, SubtractReversed subtract_reversed,
 unsafe fn is_pending(cpu: *mut Cpu) -> bool {
     // SAFETY: `uop`, "Safety".
     unsafe {
-        let fpu: *const FpuState = &raw const (*cpu).fpu;
+        let fpu: *const FpuState = &raw const *(*cpu).fpu;
         (*fpu).is_exception_pending()
     }
 }
@@ -125,7 +125,7 @@ unsafe fn note_memory(cpu: *mut Cpu, op: *const Uop, offset: u64) {
     // SAFETY: `uop`, "Safety".
     unsafe {
         let segment = usize::from((*op).detail & 7);
-        let fpu: *mut FpuState = &raw mut (*cpu).fpu;
+        let fpu: *mut FpuState = &raw mut *(*cpu).fpu;
         (*fpu).data_pointer = offset;
         (*fpu).data_selector = (&raw const (*cpu).state.segments[segment].selector).read();
         note(cpu, op);

@@ -23,6 +23,11 @@ impl Cpu {
         &self.fpu
     }
 
+    /// Exchanges the x87, MMX, SSE, AVX and AVX-512 registers with those of `other`.
+    pub fn swap_fpu(&mut self, other: &mut Box<FpuState>) {
+        core::mem::swap(&mut self.fpu, other);
+    }
+
     /// Returns the x87, MMX, SSE and AVX registers for changing them.
     pub fn fpu_mut(&mut self) -> &mut FpuState {
         &mut self.fpu
@@ -70,7 +75,7 @@ impl Cpu {
             let at = component.offset as usize;
             next.take(component, &area[at..at + component.size as usize]);
         }
-        self.fpu = next.fpu;
+        *self.fpu = next.fpu;
         self.write_pkru(next.pkru);
     }
 }

@@ -186,7 +186,7 @@ const XMM1: usize = 176;
 
 fn run_here(code: &[u8], state: &State) -> State {
     let mut cpu = long_mode();
-    cpu.fpu = fpu_of(&state.fxsave);
+    *cpu.fpu = fpu_of(&state.fxsave);
     cpu.set_rflags(Rflags::from_bits_retain(state.rflags));
     cpu.gpr[7] = DATA;
     cpu.state.cr4 |= Cr4::OSFXSR;

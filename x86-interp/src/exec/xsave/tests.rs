@@ -157,7 +157,7 @@ fn what_is_not_in_the_area_is_initialised() {
 #[test]
 fn compacted_areas_have_no_gaps() {
     let mut cpu = ready();
-    cpu.fpu = crate::fpu::FpuState::initial();
+    *cpu.fpu = crate::fpu::FpuState::initial();
     cpu.system.pkru = 0x55;
     execute(&mut cpu, &XSAVEC).expect("XSAVEC");
     assert_eq!((get(&cpu, 512), get(&cpu, 520)), (0x200, 1 << 63 | 0x207));
@@ -202,7 +202,7 @@ fn xcr0_rules() {
     let mut cpu = ready();
     cpu.gpr[1] = 1;
     assert_eq!(execute(&mut cpu, &XSETBV), GP);
-    cpu.fpu = crate::fpu::FpuState::initial();
+    *cpu.fpu = crate::fpu::FpuState::initial();
     cpu.fpu.vector[15][3] = 1;
     assert_eq!(execute(&mut cpu, &XGETBV), Ok(()));
     assert_eq!(cpu.edx_eax(), xstate::AVX);
