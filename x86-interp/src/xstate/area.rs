@@ -116,6 +116,6 @@ mod tests {
             mxcsr: 0x1fa0,
             ..FpuState::initial()
         };
-        assert_eq!((cpu.fpu, cpu.system.pkru), (expected, 0));
+        assert_eq!((&*cpu.fpu, cpu.system.pkru), (&expected, 0));
     }
 }
