@@ -103,9 +103,9 @@ fn memory_operand(draft: &mut Draft, case: &mut Case) {
 /// Fills the index register of a VSIB operand: small indices, few of them far away.
 fn vector_index(draft: &mut Draft, case: &mut Case) {
     let i = case.instruction;
-    let n = i.memory_index().number() & 15;
-    let index_bytes = if uses_quadword_indices(&i) { 8 } else { 4 };
-    let mut bytes = [0; 32];
+    let n = i.memory_index().number() & 31;
+    let index_bytes = if i.is_vsib64() { 8 } else { 4 };
+    let mut bytes = [0; 64];
     for lane in bytes.chunks_exact_mut(index_bytes) {
         let random = &mut draft.random;
         let index = match random.below(40) {
@@ -121,13 +121,6 @@ fn vector_index(draft: &mut Draft, case: &mut Case) {
     {
         *word = chunk.iter().rev().fold(0, |v, &b| v << 8 | u64::from(b));
     }
-}
-
-fn uses_quadword_indices(i: &iced_x86::Instruction) -> bool {
-    matches!(
-        i.mnemonic(),
-        M::Vgatherqps | M::Vgatherqpd | M::Vpgatherqd | M::Vpgatherqq
-    )
 }
 
 fn stack(draft: &mut Draft, case: &mut Case) {

@@ -7,7 +7,7 @@ use super::forms;
 use super::random::{Random, Vectors};
 use iced_x86::{
     Code, Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, OpCodeOperandKind as Kind,
-    OpKind, Register,
+    OpKind, Register, RoundingControl,
 };
 
 use x86_interp::fpu::FpuState;
@@ -175,7 +175,36 @@ impl Draft {
         if info.can_use_lock_prefix() && is_memory && self.random.one_in(3) {
             i.set_has_lock_prefix(true);
         }
+        if code.encoding() == EncodingKind::EVEX {
+            self.evex(&mut i);
+        }
         Some(i)
+    }
+
+    /// Adds what an EVEX prefix says besides operands, as far as the form has it: opmask, zeroing,
+    /// broadcast, rounding control and suppression of exceptions.
+    fn evex(&mut self, i: &mut Instruction) {
+        let (info, random) = (i.code().op_code(), &mut self.random);
+        let needs_mask = info.require_op_mask_register();
+        if needs_mask || info.can_use_op_mask_register() && !random.one_in(4) {
+            i.set_op_mask(Register::K1 + random.below(7) as u32);
+            let can_zero = info.can_use_zeroing_masking() && i.op0_kind() != OpKind::Memory;
+            i.set_zeroing_masking(can_zero && random.one_in(2));
+        }
+        if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
+            i.set_is_broadcast(info.can_broadcast() && random.one_in(2));
+        } else if info.can_use_rounding_control() && random.one_in(2) {
+            use RoundingControl as R;
+            let all = [
+                R::RoundToNearest,
+                R::RoundDown,
+                R::RoundUp,
+                R::RoundTowardZero,
+            ];
+            i.set_rounding_control(random.pick(&all));
+        } else if info.can_suppress_all_exceptions() && random.one_in(2) {
+            i.set_suppress_all_exceptions(true);
+        }
     }
 
     fn operand(&mut self, i: &mut Instruction, n: u32, kind: Kind) -> Option<()> {
@@ -184,7 +213,7 @@ impl Draft {
                 self.memory_operand(i, n, None);
                 return Some(());
             }
-            let register = self.register(class);
+            let register = self.register(i.code(), class);
             i.set_op_register(n, register);
             return Some(());
         }
@@ -200,6 +229,9 @@ impl Draft {
             }
             Kind::mem_vsib32y | Kind::mem_vsib64y => {
                 self.memory_operand(i, n, Some(Class::Ymm));
+            }
+            Kind::mem_vsib32z | Kind::mem_vsib64z => {
+                self.memory_operand(i, n, Some(Class::Zmm));
             }
             Kind::mem_offs => {
                 i.set_op_kind(n, OpKind::Memory);
@@ -257,11 +289,13 @@ impl Draft {
         Some(())
     }
 
-    fn register(&mut self, class: Class) -> Register {
+    fn register(&mut self, code: Code, class: Class) -> Register {
         let long = self.bits == Bits::B64;
+        let is_vector = matches!(class, Class::Xmm | Class::Ymm | Class::Zmm);
         // Few numbers at times, so that operands meet.
         let count = match self.random.below(4) {
             0 => 2,
+            _ if long && is_vector && code.encoding() == EncodingKind::EVEX => 32,
             _ if long => 16,
             _ => 8,
         };
@@ -278,6 +312,8 @@ impl Draft {
             Class::Mmx => Register::MM0 + (n & 7),
             Class::Xmm => Register::XMM0 + n,
             Class::Ymm => Register::YMM0 + n,
+            Class::Zmm => Register::ZMM0 + n,
+            Class::Opmask => Register::K0 + (n & 7),
             Class::Stack => Register::ST0 + (n & 7),
         }
     }
@@ -290,10 +326,10 @@ impl Draft {
             true => (Class::Quadword, 8),
             false => (Class::Doubleword, 4),
         };
-        let base = self.register(class);
+        let base = self.register(i.code(), class);
         if let Some(vector) = index {
             i.set_memory_base(base);
-            i.set_memory_index(self.register(vector));
+            i.set_memory_index(self.register(i.code(), vector));
         } else {
             match self.random.below(8) {
                 0 if long => {
@@ -306,10 +342,10 @@ impl Draft {
                     i.set_memory_displ_size(size);
                     return;
                 }
-                2 => i.set_memory_index(self.register(class)),
+                2 => i.set_memory_index(self.register(i.code(), class)),
                 3..5 => {
                     i.set_memory_base(base);
-                    i.set_memory_index(self.register(class));
+                    i.set_memory_index(self.register(i.code(), class));
                 }
                 _ => i.set_memory_base(base),
             }
@@ -318,13 +354,23 @@ impl Draft {
             i.set_memory_index_scale(1 << self.random.below(4));
         }
         let small = [0, 0, 1, 0x7f, 0x80, 0xffff_ff80, 0x1234_5678, 0x8000_0000];
-        let small = self.random.pick::<u64>(&small);
+        let mut small = self.random.pick::<u64>(&small);
+        let is_short = self.random.one_in(3);
+        if is_short {
+            // One byte: EVEX multiplies it by the size of the operand.
+            let unit = 1 << self.random.below(7);
+            small = (self.random.next() as i8 as u64).wrapping_mul(unit) & 0xffff_ffff;
+        }
         let displacement = match long {
             true => i64::from(small as i32) as u64,
             false => small,
         };
         i.set_memory_displacement64(displacement);
-        i.set_memory_displ_size(if displacement == 0 { 0 } else { size });
+        i.set_memory_displ_size(match displacement {
+            0 => 0,
+            _ if is_short => 1,
+            _ => size,
+        });
     }
 }
 
@@ -369,6 +415,8 @@ enum Class {
     Mmx,
     Xmm,
     Ymm,
+    Zmm,
+    Opmask,
     Stack,
 }
 
@@ -384,6 +432,8 @@ fn register_class(kind: Kind) -> Option<(bool, Class)> {
         K::mm_or_mem => (true, C::Mmx),
         K::xmm_or_mem => (true, C::Xmm),
         K::ymm_or_mem => (true, C::Ymm),
+        K::zmm_or_mem => (true, C::Zmm),
+        K::k_or_mem => (true, C::Opmask),
         K::r8_reg | K::r8_opcode => (false, C::Byte),
         K::r16_reg | K::r16_rm | K::r16_opcode | K::r16_reg_mem => (false, C::Word),
         K::r32_reg | K::r32_rm | K::r32_opcode | K::r32_vvvv | K::r32_reg_mem => {
@@ -395,6 +445,8 @@ fn register_class(kind: Kind) -> Option<(bool, Class)> {
         K::mm_reg | K::mm_rm => (false, C::Mmx),
         K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_is5 => (false, C::Xmm),
         K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_is5 => (false, C::Ymm),
+        K::zmm_reg | K::zmm_rm | K::zmm_vvvv => (false, C::Zmm),
+        K::k_reg | K::k_rm | K::k_vvvv => (false, C::Opmask),
         K::sti_opcode => (false, C::Stack),
         K::seg_reg => (false, C::Segment),
         _ => return None,

@@ -130,8 +130,8 @@ fn arithmetic(mnemonic: Mnemonic) -> Option<Plain> {
         M::Pmulhrsw | M::Vpmulhrsw => two!(2, |a, b| zip(a, b, |x: i16, y: i16| ((((i32::from(x) * i32::from(y)) >> 14) + 1) >> 1) as i16)),
         M::Pmuludq | M::Vpmuludq => two!(8, |a, b| zip(a, b, |x: u64, y: u64| (x & 0xffff_ffff) * (y & 0xffff_ffff))),
         M::Pmuldq | M::Vpmuldq => two!(8, |a, b| zip(a, b, |x: i64, y: i64| i64::from(x as i32) * i64::from(y as i32))),
-        M::Pmaddwd | M::Vpmaddwd => two!(4, |a, b| build(4, |n| multiply_add_words(a, b, n))),
-        M::Pmaddubsw | M::Vpmaddubsw => two!(2, |a, b| build(8, |n| multiply_add_bytes(a, b, n))),
+        M::Pmaddwd | M::Vpmaddwd => whole!(4, |a, b| build(4, |n| multiply_add_words(a, b, n))),
+        M::Pmaddubsw | M::Vpmaddubsw => whole!(2, |a, b| build(8, |n| multiply_add_bytes(a, b, n))),
         M::Psadbw | M::Vpsadbw => whole!(8, |a, b| build(2, |n| sum_of_differences(a, b, n))),
         M::Phaddw | M::Vphaddw => whole!(2, |a, b| horizontal(a, b, u16::wrapping_add)),
         M::Phaddd | M::Vphaddd => whole!(4, |a, b| horizontal(a, b, u32::wrapping_add)),
@@ -204,8 +204,8 @@ fn reorder(mnemonic: Mnemonic) -> Option<Plain> {
         M::Blendpd | M::Vblendpd => three!(8, 2, |a, b, i: u8| build(2, |n| get::<u64>(if i >> n & 1 == 0 { a } else { b }, n))),
         M::Palignr | M::Vpalignr => three!(1, align_right),
         M::Movddup | M::Vmovddup => movddup,
-        M::Movsldup | M::Vmovsldup => one!(4, |b| build(4, |n| get::<u32>(b, n & !1))),
-        M::Movshdup | M::Vmovshdup => one!(4, |b| build(4, |n| get::<u32>(b, n | 1))),
+        M::Movsldup | M::Vmovsldup => whole!(4, |_, b| build(4, |n| get::<u32>(b, n & !1))),
+        M::Movshdup | M::Vmovshdup => whole!(4, |_, b| build(4, |n| get::<u32>(b, n | 1))),
         M::Pinsrw | M::Vpinsrw => insert_word,
         M::Pextrw | M::Vpextrw => extract_word,
         _ => return None,
@@ -380,12 +380,15 @@ fn insert_word(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.write_vector(insn, [inserted, 0, 0, 0], Elements::of(insn, 2))
 }
 
-/// PEXTRW to a register, the rest of which is cleared.
+/// PEXTRW: the rest of a register is cleared.
 fn extract_word(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_vector(insn)?;
     let at = u32::from(insn.immediate_byte() & 7);
-    let value = cpu.register_lanes(insn, 1)[0];
-    cpu.write(insn, 0, u64::from(get::<u16>(value, at)))
+    let word = get::<u16>(cpu.register_lanes(insn, 1)[0], at);
+    match insn.operands[0] {
+        Operand::Memory => cpu.write(insn, 0, word),
+        _ => cpu.write(insn, 0, u64::from(word)),
+    }
 }
 
 /// PTEST: ZF and CF; the other status flags are cleared.
