@@ -159,7 +159,61 @@ fn comparable(case: &Case, mut fpu: FpuState, other: &FpuState) -> FpuState {
     if is_transcendental(case.instruction.mnemonic()) {
         take_neighbours(&mut fpu, other);
     }
+    if is_cvtpi2ps_of_memory(case) {
+        fpu.status &= !0x3800;
+        fpu.valid = 0;
+    }
+    take_approximations(case, &mut fpu, other);
     fpu
+}
+
+/// CVTPI2PS makes TOP 0 and all registers valid (SDM Vol. 2, "CVTPI2PS"); that of AMD processors
+/// does not if the source is in memory, as CVTPI2PD on both.
+fn is_cvtpi2ps_of_memory(case: &Case) -> bool {
+    let i = &case.instruction;
+    i.code() == Code::Cvtpi2ps_xmm_mmm64 && i.op1_kind() == OpKind::Memory
+}
+
+/// Takes approximations of reciprocals that are as near as the SDM demands from `other`: a relative
+/// error of at most 1.5 * 2^-12 (Vol. 2, "RCPPS", "RSQRTPS") or less than 2^-14 (Vol. 2, "VRCP14PS",
+/// "VRSQRT14PS"), so that two may differ by twice that.
+fn take_approximations(case: &Case, fpu: &mut FpuState, other: &FpuState) {
+    use Mnemonic as M;
+    let (bound, is_double) = match case.instruction.mnemonic() {
+        M::Rcpps | M::Rcpss | M::Rsqrtps | M::Rsqrtss => (3.0 / 4096.0, false),
+        M::Vrcpps | M::Vrcpss | M::Vrsqrtps | M::Vrsqrtss => (3.0 / 4096.0, false),
+        M::Vrcp14ps | M::Vrcp14ss | M::Vrsqrt14ps | M::Vrsqrt14ss => (2.0 / 16384.0, false),
+        M::Vrcp14pd | M::Vrcp14sd | M::Vrsqrt14pd | M::Vrsqrt14sd => (2.0 / 16384.0, true),
+        _ => return,
+    };
+    let register = case.instruction.op0_register().number() & 31;
+    let words = fpu.vector[register].iter_mut();
+    for (mine, &theirs) in words.zip(&other.vector[register]) {
+        if is_double {
+            let [a, b] = [*mine, theirs].map(f64::from_bits);
+            if is_near(a, b, bound, f64::MIN_POSITIVE) {
+                *mine = theirs;
+            }
+            continue;
+        }
+        for shift in [0, 32] {
+            let single = |word: u64| f64::from(f32::from_bits((word >> shift) as u32));
+            let (a, b) = (single(*mine), single(theirs));
+            if is_near(a, b, bound, f32::MIN_POSITIVE.into()) {
+                let place = 0xffff_ffff << shift;
+                *mine = *mine & !place | theirs & place;
+            }
+        }
+    }
+}
+
+/// Whether two finite numbers of one sign differ relatively by at most `bound`, or one is zero and
+/// the other so near the smallest normal number that the true value may be tiny: it is flushed.
+fn is_near(a: f64, b: f64, bound: f64, smallest: f64) -> bool {
+    let is_one_sign = a.is_sign_negative() == b.is_sign_negative();
+    let (small, large) = (a.abs().min(b.abs()), a.abs().max(b.abs()));
+    let is_flushed = small == 0.0 && large >= smallest && large <= smallest * (1.0 + bound);
+    is_one_sign && large.is_finite() && (large - small <= bound * large || is_flushed)
 }
 
 /// Whether a comparison found an unmasked invalid operand or denormal.
@@ -338,8 +392,20 @@ pub(super) fn is_incomparable(case: &Case, host: &Outcome) -> bool {
         M::Pusha | M::Pushad | M::Popa | M::Popad => host.exception.is_some(),
         // The result of BSWAP of a 16-bit register is undefined.
         M::Bswap => i.op0_register().size() == 2,
-        // AMD processors load TOP and the tags before a fault of the operand.
-        M::Maskmovq => host.exception.is_some(),
+        // AMD processors load TOP and the tags before a fault of the operand, or #XM.
+        M::Maskmovq
+        | M::Cvtps2pi
+        | M::Cvttps2pi
+        | M::Cvtpd2pi
+        | M::Cvttpd2pi
+        | M::Cvtpi2ps
+        | M::Cvtpi2pd
+            if host.exception.is_some_and(|(vector, ..)| vector != 16) =>
+        {
+            true
+        }
+        // Where it is no MMX instruction for AMD processors, no x87 exception comes before it.
+        M::Cvtpi2ps => is_cvtpi2ps_of_memory(case) && case.state.fpu.is_exception_pending(),
         // The alignment of the operand is not among the faults that the opmask suppresses (SDM Vol.
         // 2, "Type E1 Exceptions of EVEX-Encoded Instructions"). AMD processors do not look at it
         // where no element is active.

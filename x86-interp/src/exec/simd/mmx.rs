@@ -151,7 +151,7 @@ impl Cpu {
     }
 
     /// Reads operand `n`: a register, or so many bytes of memory.
-    fn read_mmx(&mut self, insn: &Insn, n: usize, bytes: usize) -> Exec<u64> {
+    pub(super) fn read_mmx(&mut self, insn: &Insn, n: usize, bytes: usize) -> Exec<u64> {
         match insn.operands[n] {
             Operand::Mmx(register) => Ok(self.mmx(register)),
             _ if bytes == 4 => self.read::<u32>(insn, n).map(u64::from),
@@ -160,13 +160,13 @@ impl Cpu {
     }
 
     /// What each instruction but EMMS does to the x87 state.
-    fn enter_mmx(&mut self) {
+    pub(super) fn enter_mmx(&mut self) {
         self.fpu.set_top(0);
         self.fpu.valid = 0xff;
     }
 
     /// Writes operand 0, a register.
-    fn write_mmx(&mut self, insn: &Insn, value: u64) {
+    pub(super) fn write_mmx(&mut self, insn: &Insn, value: u64) {
         self.enter_mmx();
         if let Operand::Mmx(n) = insn.operands[0] {
             let register = &mut self.fpu.registers[usize::from(n & 7)];

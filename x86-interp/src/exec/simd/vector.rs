@@ -275,6 +275,22 @@ impl Cpu {
         Ok(())
     }
 
+    /// Faults as a store of the elements that the opmask lets through would.
+    pub(crate) fn probe_elements(&mut self, insn: &Insn, elements: Elements) -> Exec {
+        let Elements { bytes: size, count } = elements;
+        let active = self.active(insn, count);
+        if active == u64::MAX >> (64 - count.clamp(1, 64)) {
+            return self.probe_operand(insn, elements.total());
+        }
+        for n in (0..count).filter(|n| active >> n & 1 != 0) {
+            let at = self.element_linear(insn, n * size, size, Access::Write)?;
+            self.translate(at, Access::Write, Privilege::Current)?;
+            let last = at.offset(size as u64 - 1);
+            self.translate(last, Access::Write, Privilege::Current)?;
+        }
+        Ok(())
+    }
+
     /// Stores the elements that the opmask lets through at the memory operand: all or, at a fault,
     /// none.
     fn store_elements(&mut self, insn: &Insn, value: Value, elements: Elements) -> Exec {
@@ -284,13 +300,8 @@ impl Cpu {
         if active == u64::MAX >> (64 - count.clamp(1, 64)) {
             return self.store_operand(insn, &bytes[..elements.total()]);
         }
+        self.probe_elements(insn, elements)?;
         let is_active = |n: &usize| active >> n & 1 != 0;
-        for n in (0..count).filter(is_active) {
-            let at = self.element_linear(insn, n * size, size, Access::Write)?;
-            self.translate(at, Access::Write, Privilege::Current)?;
-            let last = at.offset(size as u64 - 1);
-            self.translate(last, Access::Write, Privilege::Current)?;
-        }
         for n in (0..count).filter(is_active) {
             let at = self.element_linear(insn, n * size, size, Access::Write)?;
             let place = &bytes[n * size..(n + 1) * size];
