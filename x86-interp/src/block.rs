@@ -56,6 +56,11 @@ pub(crate) struct CodeMode {
     /// SSE instructions neither fault nor trap to system software: CR4.OSFXSR is set, CR0.EM and
     /// CR0.TS are clear.
     pub(crate) has_sse: bool,
+    /// Instructions with a VEX or EVEX prefix exist: see [`Mode::has_vex`](crate::mode::Mode::has_vex).
+    pub(crate) has_vex: bool,
+    /// AVX instructions neither fault nor trap to system software: CR4.OSXSAVE is set, XCR0 enables
+    /// the registers, CR0.TS is clear.
+    pub(crate) has_avx: bool,
     /// x87 instructions neither fault nor trap to system software: CR0.EM and CR0.TS are clear.
     pub(crate) has_x87: bool,
 }
@@ -252,7 +257,7 @@ fn decode_run(rip: u64, mode: &CodeMode, features: &FeatureSet, bytes: &[u8]) ->
     let mut i = Instruction::default();
     while run.len() < limit && decoder.can_decode() {
         decoder.decode_out(&mut i);
-        if i.is_invalid() || !features.allows(i.code()) {
+        if i.is_invalid() || !decode::exists(i.code(), features, mode.has_vex) {
             break;
         }
         let Some(Row { plain, traits }) = exec::lookup(i.code()) else {

@@ -341,7 +341,8 @@ impl Cpu {
             let mut decoder = Decoder::with_ip(self.code_bits(), &bytes[..have], rip, options);
             let i = decoder.decode();
             if !i.is_invalid() {
-                if !self.cpuid.features().allows(i.code()) {
+                let features = self.cpuid.features();
+                if !decode::exists(i.code(), &features, self.mode().has_vex()) {
                     return Err(Exception::UD.into());
                 }
                 let Some(row) = exec::lookup(i.code()) else {

@@ -1,12 +1,20 @@
 //! From the decoder's instruction to [`Insn`].
 
-use iced_x86::{EncodingKind, Instruction, OpKind, Register, RoundingControl};
+use iced_x86::{Code, EncodingKind, Instruction, OpKind, Register, RoundingControl};
 use vmx_model::arch::SegmentRegister;
 
+use crate::cpuid::FeatureSet;
 use crate::insn::{
     Encoding, Insn, MemoryOperand, Operand, Plain, RegisterOffset, Repeat, VectorForm,
     ZERO_REGISTER,
 };
+
+/// Whether the processor has the instruction, in a mode that has or has not VEX and EVEX prefixes;
+/// one that it lacks is #UD.
+pub(crate) fn exists(code: Code, features: &FeatureSet, has_vex: bool) -> bool {
+    let is_prefixed = matches!(code.encoding(), EncodingKind::VEX | EncodingKind::EVEX);
+    features.allows(code) && (has_vex || !is_prefixed)
+}
 
 /// Resolves the operands of `i`, which `plain` will execute.
 pub(crate) fn resolve(i: &Instruction, plain: Plain) -> Insn {
@@ -102,6 +110,10 @@ fn vector_form(i: &Instruction) -> VectorForm {
     VectorForm {
         encoding,
         bytes,
+        index: match i.memory_index() {
+            index if index.is_vector_register() => index.number() as u8,
+            _ => 0,
+        },
         mask: match i.op_mask() {
             Register::None => 0,
             register => register.number() as u8,

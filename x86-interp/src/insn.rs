@@ -114,6 +114,8 @@ pub struct VectorForm {
     pub encoding: Encoding,
     /// Vector length in bytes: 16, 32 or 64; 16 where the encoding ignores it.
     pub bytes: u8,
+    /// Number of the vector register that indexes a VSIB operand; 0 if there is none.
+    pub index: u8,
     /// Number of the opmask register; 0 if there is none.
     pub mask: u8,
     /// Elements that are masked off become zero; otherwise they stay.

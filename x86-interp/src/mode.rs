@@ -43,6 +43,13 @@ impl Mode {
         matches!(self, Self::Real | Self::Virtual8086)
     }
 
+    /// Whether instructions with a VEX or EVEX prefix exist; elsewhere they are #UD (SDM Vol. 1,
+    /// "Operating Modes" of "Programming with AVX"; Vol. 2, "Exception Type" tables).
+    #[must_use]
+    pub const fn has_vex(self) -> bool {
+        !self.is_real_style()
+    }
+
     /// Whether EFER.LMA is 1: compatibility or 64-bit mode.
     #[must_use]
     pub const fn is_ia32e(self) -> bool {

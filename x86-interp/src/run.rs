@@ -395,6 +395,8 @@ impl Cpu {
             flat_write,
             stack,
             has_sse: self.check_sse().is_ok(),
+            has_vex: self.mode().has_vex(),
+            has_avx: self.check_avx().is_ok(),
             has_x87: !self.state.cr0.intersects(Cr0::EM | Cr0::TS),
         }
     }

@@ -100,6 +100,12 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     xsave::lookup,
     vector_move::lookup,
     simd::integer::lookup,
+    simd::blend::lookup,
+    simd::gather::lookup,
+    simd::insert::lookup,
+    simd::permute::lookup,
+    simd::sha::lookup,
+    simd::text::lookup,
     simd::mmx::lookup,
     simd::lookup,
 ];

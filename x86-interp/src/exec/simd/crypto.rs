@@ -1,13 +1,13 @@
-//! AES-NI and PCLMULQDQ in their legacy encodings.
+//! AES-NI, PCLMULQDQ and the Galois field instructions, one lane.
 //!
-//! SDM Vol. 1, "Advanced Encryption Standard New Instructions (AES-NI)" and "PCLMULQDQ
-//! Instruction". The substitution table is computed from its definition, the inverse in GF(2^8) and
+//! SDM Vol. 1, "Advanced Encryption Standard New Instructions (AES-NI)", "PCLMULQDQ Instruction"
+//! and "Galois Field New Instructions (GFNI)". The substitution table is computed from its definition, the inverse in GF(2^8) and
 //! an affine map (FIPS 197, "SubBytes() Transformation").
 
 use super::lanes::{build, get};
 
 /// Multiplies in GF(2^8) modulo x^8 + x^4 + x^3 + x + 1.
-const fn multiply(mut a: u8, mut b: u8) -> u8 {
+pub(super) const fn multiply(mut a: u8, mut b: u8) -> u8 {
     let mut product = 0;
     while b != 0 {
         if b & 1 != 0 {
@@ -20,7 +20,7 @@ const fn multiply(mut a: u8, mut b: u8) -> u8 {
 }
 
 /// The inverse in GF(2^8), a^254; 0 for 0.
-const fn inverse(a: u8) -> u8 {
+const fn invert(a: u8) -> u8 {
     let mut result = 1;
     let mut n = 0;
     while n < 254 {
@@ -35,7 +35,7 @@ const TABLES: [[u8; 256]; 2] = {
     let mut tables = [[0; 256]; 2];
     let mut n = 0;
     while n < 256 {
-        let b = inverse(n as u8);
+        let b = invert(n as u8);
         let mapped =
             b ^ b.rotate_left(1) ^ b.rotate_left(2) ^ b.rotate_left(3) ^ b.rotate_left(4) ^ 0x63;
         tables[0][n] = mapped;
@@ -43,6 +43,15 @@ const TABLES: [[u8; 256]; 2] = {
         n += 1;
     }
     tables
+};
+static INVERSES: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut n = 0;
+    while n < 256 {
+        table[n] = invert(n as u8);
+        n += 1;
+    }
+    table
 };
 static SUBSTITUTE: [u8; 256] = TABLES[0];
 static SUBSTITUTE_INVERSE: [u8; 256] = TABLES[1];
@@ -120,4 +129,22 @@ pub(super) fn carryless(a: u128, b: u128, selectors: u8) -> u128 {
     let y = get::<u64>(b, u32::from(selectors >> 4 & 1));
     let bits = (0..64).filter(|n| y >> n & 1 != 0);
     bits.fold(0, |product, n| product ^ x << n)
+}
+
+/// The inverse in GF(2^8); 0 for 0.
+pub(super) fn inverse(a: u8) -> u8 {
+    INVERSES[usize::from(a)]
+}
+
+/// GF2P8AFFINEQB: each byte times the matrix of its quadword, whose byte 7 is the row of bit 0, plus
+/// a constant.
+pub(super) fn affine(a: u128, matrices: u128, constant: u8) -> u128 {
+    build(16, |n| {
+        let matrix = get::<u64>(matrices, n / 8).to_be_bytes();
+        let byte = get::<u8>(a, n);
+        let rows = matrix.iter().enumerate();
+        rows.fold(constant, |sum, (bit, row)| {
+            sum ^ ((row & byte).count_ones() as u8 & 1) << bit
+        })
+    })
 }

@@ -132,6 +132,8 @@ fn arithmetic(mnemonic: Mnemonic) -> Option<Plain> {
         M::Pmuldq | M::Vpmuldq => two!(8, |a, b| zip(a, b, |x: i64, y: i64| i64::from(x as i32) * i64::from(y as i32))),
         M::Pmaddwd | M::Vpmaddwd => whole!(4, |a, b| build(4, |n| multiply_add_words(a, b, n))),
         M::Pmaddubsw | M::Vpmaddubsw => whole!(2, |a, b| build(8, |n| multiply_add_bytes(a, b, n))),
+        M::Mpsadbw | M::Vmpsadbw => three!(2, 3, |a, b, i| build(8, |n| sum_of_four_differences(a, b, i, n))),
+        M::Phminposuw | M::Vphminposuw => one!(16, smallest_word),
         M::Psadbw | M::Vpsadbw => whole!(8, |a, b| build(2, |n| sum_of_differences(a, b, n))),
         M::Phaddw | M::Vphaddw => whole!(2, |a, b| horizontal(a, b, u16::wrapping_add)),
         M::Phaddd | M::Vphaddd => whole!(4, |a, b| horizontal(a, b, u32::wrapping_add)),
@@ -173,7 +175,9 @@ fn compare_and_select(mnemonic: Mnemonic) -> Option<Plain> {
         M::Pminsb | M::Vpminsb => two!(1, |a, b| zip(a, b, |x: i8, y| x.min(y))),
         M::Pminsw | M::Vpminsw => two!(2, |a, b| zip(a, b, |x: i16, y| x.min(y))),
         M::Pminsd | M::Vpminsd => two!(4, |a, b| zip(a, b, |x: i32, y| x.min(y))),
-        M::Ptest | M::Vptest => ptest,
+        M::Ptest | M::Vptest => |cpu, insn| test(cpu, insn, u128::MAX),
+        M::Vtestps => |cpu, insn| test(cpu, insn, build(4, |_| 1_u32 << 31)),
+        M::Vtestpd => |cpu, insn| test(cpu, insn, build(2, |_| 1_u64 << 63)),
         M::Pmovmskb | M::Vpmovmskb => signs::<8>,
         M::Movmskps | M::Vmovmskps => signs::<32>,
         M::Movmskpd | M::Vmovmskpd => signs::<64>,
@@ -200,14 +204,12 @@ fn reorder(mnemonic: Mnemonic) -> Option<Plain> {
         M::Shufps | M::Vshufps => three!(4, |a, b, i| build(4, |n| get::<u32>(if n < 2 { a } else { b }, selector(i, n)))),
         M::Shufpd | M::Vshufpd => three!(8, 2, |a, b, i: u8| build(2, |n| get::<u64>(if n == 0 { a } else { b }, u32::from(i >> n & 1)))),
         M::Pblendw | M::Vpblendw => three!(2, |a, b, i: u8| build(8, |n| get::<u16>(if i >> n & 1 == 0 { a } else { b }, n))),
-        M::Blendps | M::Vblendps => three!(4, 4, |a, b, i: u8| build(4, |n| get::<u32>(if i >> n & 1 == 0 { a } else { b }, n))),
+        M::Blendps | M::Vblendps | M::Vpblendd => three!(4, 4, |a, b, i: u8| build(4, |n| get::<u32>(if i >> n & 1 == 0 { a } else { b }, n))),
         M::Blendpd | M::Vblendpd => three!(8, 2, |a, b, i: u8| build(2, |n| get::<u64>(if i >> n & 1 == 0 { a } else { b }, n))),
         M::Palignr | M::Vpalignr => three!(1, align_right),
         M::Movddup | M::Vmovddup => movddup,
         M::Movsldup | M::Vmovsldup => whole!(4, |_, b| build(4, |n| get::<u32>(b, n & !1))),
         M::Movshdup | M::Vmovshdup => whole!(4, |_, b| build(4, |n| get::<u32>(b, n | 1))),
-        M::Pinsrw | M::Vpinsrw => insert_word,
-        M::Pextrw | M::Vpextrw => extract_word,
         _ => return None,
     })
 }
@@ -247,6 +249,9 @@ fn cryptography(mnemonic: Mnemonic) -> Option<Plain> {
         M::Aesimc | M::Vaesimc => one!(16, crypto::inverse_mix),
         M::Aeskeygenassist | M::Vaeskeygenassist => three!(16, crypto::assist),
         M::Pclmulqdq | M::Vpclmulqdq => three!(16, crypto::carryless),
+        M::Gf2p8mulb | M::Vgf2p8mulb => two!(1, |a, b| zip(a, b, crypto::multiply)),
+        M::Gf2p8affineqb | M::Vgf2p8affineqb => three!(1, |a, b, i| crypto::affine(a, b, i)),
+        M::Gf2p8affineinvqb | M::Vgf2p8affineinvqb => three!(1, |a, b, i| crypto::affine(map(a, crypto::inverse), b, i)),
         _ => return None,
     })
 }
@@ -261,6 +266,11 @@ fn shifts(mnemonic: Mnemonic) -> Option<Plain> {
         M::Psrlw | M::Vpsrlw => shift!(2, |a, c| map(a, |x: u16| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
         M::Psrld | M::Vpsrld => shift!(4, |a, c| map(a, |x: u32| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
         M::Psrlq | M::Vpsrlq => shift!(8, |a, c| map(a, |x: u64| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
+        M::Vpsllvd => two!(4, |a, b| zip(a, b, |x: u32, c: u32| x.checked_shl(c).unwrap_or(0))),
+        M::Vpsllvq => two!(8, |a, b| zip(a, b, |x: u64, c| count(c).and_then(|c| x.checked_shl(c)).unwrap_or(0))),
+        M::Vpsrlvd => two!(4, |a, b| zip(a, b, |x: u32, c: u32| x.checked_shr(c).unwrap_or(0))),
+        M::Vpsrlvq => two!(8, |a, b| zip(a, b, |x: u64, c| count(c).and_then(|c| x.checked_shr(c)).unwrap_or(0))),
+        M::Vpsravd => two!(4, |a, b| zip(a, b, |x: i32, c: i32| x >> c.cast_unsigned().min(31))),
         M::Psraw | M::Vpsraw => shift!(2, |a, c: u64| map(a, |x: i16| x >> c.min(15))),
         M::Psrad | M::Vpsrad => shift!(4, |a, c: u64| map(a, |x: i32| x >> c.min(31))),
         M::Pslldq | M::Vpslldq => shift!(1, |a: u128, c| count(c).and_then(|c| a.checked_shl(c * 8)).unwrap_or(0)),
@@ -357,6 +367,20 @@ pub(super) fn sum_of_differences(a: u128, b: u128, n: u32) -> u64 {
     lanes.map(|n| u64::from(difference(n))).sum()
 }
 
+/// MPSADBW, one word: four bytes of `a`, from byte n or n + 4 on, against a group of four of `b`.
+fn sum_of_four_differences(a: u128, b: u128, immediate: u8, n: u32) -> u16 {
+    let (group, first) = (u32::from(immediate & 3) * 4, u32::from(immediate & 4) + n);
+    let difference = |k| get::<u8>(a, first + k).abs_diff(get::<u8>(b, group + k));
+    (0..4).map(|k| u16::from(difference(k))).sum()
+}
+
+/// PHMINPOSUW: the smallest unsigned word, then the number of the first that is as small.
+fn smallest_word(b: u128) -> u128 {
+    let words = (0..8).map(|n| (get::<u16>(b, n), n));
+    let (word, n) = words.min().unwrap_or((0, 0));
+    u128::from(word) | u128::from(n) << 16
+}
+
 /// PMOVMSKB, MOVMSKPS, MOVMSKPD: the sign bits of the lanes of `BITS` bits.
 fn signs<const BITS: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_vector(insn)?;
@@ -370,34 +394,15 @@ fn signs<const BITS: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.write::<u64>(insn, 0, mask)
 }
 
-/// PINSRW.
-fn insert_word(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_vector(insn)?;
-    let word = cpu.read::<u16>(insn, insn.last_source())?;
-    let at = u32::from(insn.immediate_byte() & 7);
-    let value = cpu.register_lanes(insn, insn.first_source())[0];
-    let inserted = build(8, |n| if n == at { word } else { get(value, n) });
-    cpu.write_vector(insn, [inserted, 0, 0, 0], Elements::of(insn, 2))
-}
-
-/// PEXTRW: the rest of a register is cleared.
-fn extract_word(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_vector(insn)?;
-    let at = u32::from(insn.immediate_byte() & 7);
-    let word = get::<u16>(cpu.register_lanes(insn, 1)[0], at);
-    match insn.operands[0] {
-        Operand::Memory => cpu.write(insn, 0, word),
-        _ => cpu.write(insn, 0, u64::from(word)),
-    }
-}
-
-/// PTEST: ZF and CF; the other status flags are cleared.
-fn ptest(cpu: &mut Cpu, insn: &Insn) -> Exec {
+/// PTEST, and VTESTPS and VTESTPD, which look at the sign bits alone: ZF and CF; the other status
+/// flags are cleared.
+fn test(cpu: &mut Cpu, insn: &Insn, bits: u128) -> Exec {
     cpu.check_vector(insn)?;
     let source = cpu.read_vector(insn, 1, Elements::of(insn, 16), Faults::Whole)?;
     let value = cpu.register_lanes(insn, 0);
     let lanes = 0..insn.lane_count();
-    let is_zero = |f: fn(u128, u128) -> u128| lanes.clone().all(|n| f(source[n], value[n]) == 0);
+    let is_zero =
+        |f: fn(u128, u128) -> u128| lanes.clone().all(|n| f(source[n], value[n]) & bits == 0);
     let mut flags = Rflags::empty();
     flags.set(Rflags::ZF, is_zero(|source, value| source & value));
     flags.set(Rflags::CF, is_zero(|source, value| source & !value));

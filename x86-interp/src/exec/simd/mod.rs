@@ -8,6 +8,7 @@
 
 mod approximate;
 mod binary;
+pub(super) mod blend;
 mod crypto;
 mod dot;
 mod exponent;
@@ -15,6 +16,8 @@ mod exponent;
 pub(super) mod float;
 mod fused;
 mod half;
+pub(super) mod gather;
+pub(super) mod insert;
 pub(super) mod integer;
 mod integers;
 mod lanes;
@@ -24,6 +27,9 @@ mod predicate;
 mod round;
 mod select;
 mod under_mxcsr;
+pub(super) mod permute;
+pub(super) mod sha;
+pub(super) mod text;
 pub(crate) mod vector;
 
 #[cfg(all(test, target_arch = "x86_64"))]

@@ -83,6 +83,12 @@ impl Insn {
         self.operands.iter().rev().find_map(find).unwrap_or(0)
     }
 
+    /// Whether the last operand is an immediate.
+    pub(crate) fn has_immediate(&self) -> bool {
+        let is_immediate = |o: &Operand| matches!(o, Operand::Immediate(_));
+        self.operands.iter().any(is_immediate)
+    }
+
     /// Returns how many 128-bit lanes the vector has.
     pub(crate) const fn lane_count(&self) -> usize {
         self.vector.bytes as usize / 16
@@ -92,6 +98,23 @@ impl Insn {
 /// Applies `f` to the first `count` lanes, given their numbers; the others are zero.
 pub(crate) fn each_lane(count: usize, f: impl Fn(usize) -> u128) -> Value {
     core::array::from_fn(|lane| if lane < count { f(lane) } else { 0 })
+}
+
+/// Returns element `n` of elements of `bytes` bytes, at most 8.
+pub(crate) const fn element(value: &Value, n: usize, bytes: usize) -> u64 {
+    let bit = 8 * bytes * n;
+    (value[bit / 128 & 3] >> (bit % 128)) as u64 & u64::MAX >> (64 - 8 * bytes)
+}
+
+/// Makes a vector: `f` says what is in element n. What lies beyond the elements is zero.
+pub(crate) fn collect(elements: Elements, f: impl Fn(usize) -> u64) -> Value {
+    let mut value = [0; 4];
+    for n in 0..elements.count {
+        let bit = 8 * elements.bytes * n;
+        let bits = f(n) & u64::MAX >> (64 - 8 * elements.bytes);
+        value[bit / 128 & 3] |= u128::from(bits) << (bit % 128);
+    }
+    value
 }
 
 /// Returns the bytes of a vector.
@@ -265,21 +288,30 @@ impl Cpu {
         let Operand::Vector(register) = insn.operands[0] else {
             return Ok(());
         };
-        let register = usize::from(register & 31);
+        self.write_low_register(insn, usize::from(register & 31), value);
+        Ok(())
+    }
+
+    /// Writes an XMM register that no operand names; the rest of it as the encoding has it.
+    pub(crate) fn write_low_register(&mut self, insn: &Insn, register: usize, value: u128) {
         match insn.vector.encoding {
             Encoding::Legacy => self
                 .fpu
                 .set_xmm(register, [value as u64, (value >> 64) as u64]),
             _ => self.fpu.set_lanes(register, [value, 0, 0, 0]),
         }
-        Ok(())
     }
 
     /// Faults as a store of the elements that the opmask lets through would.
     pub(crate) fn probe_elements(&mut self, insn: &Insn, elements: Elements) -> Exec {
+        let active = self.active(insn, elements.count);
+        self.probe_active(insn, elements, active)
+    }
+
+    fn probe_active(&mut self, insn: &Insn, elements: Elements, active: u64) -> Exec {
         let Elements { bytes: size, count } = elements;
-        let active = self.active(insn, count);
-        if active == u64::MAX >> (64 - count.clamp(1, 64)) {
+        let all = u64::MAX >> (64 - count.clamp(1, 64));
+        if active & all == all {
             return self.probe_operand(insn, elements.total());
         }
         for n in (0..count).filter(|n| active >> n & 1 != 0) {
@@ -291,16 +323,27 @@ impl Cpu {
         Ok(())
     }
 
-    /// Stores the elements that the opmask lets through at the memory operand: all or, at a fault,
-    /// none.
+    /// Stores the elements that the opmask lets through at the memory operand.
     fn store_elements(&mut self, insn: &Insn, value: Value, elements: Elements) -> Exec {
+        let active = self.active(insn, elements.count);
+        self.store_active(insn, value, elements, active)
+    }
+
+    /// Stores the elements that are set in `active` at the memory operand: all or, at a fault, none.
+    pub(crate) fn store_active(
+        &mut self,
+        insn: &Insn,
+        value: Value,
+        elements: Elements,
+        active: u64,
+    ) -> Exec {
         let bytes = to_bytes(value);
         let Elements { bytes: size, count } = elements;
-        let active = self.active(insn, count);
-        if active == u64::MAX >> (64 - count.clamp(1, 64)) {
+        let all = u64::MAX >> (64 - count.clamp(1, 64));
+        if active & all == all {
             return self.store_operand(insn, &bytes[..elements.total()]);
         }
-        self.probe_elements(insn, elements)?;
+        self.probe_active(insn, elements, active)?;
         let is_active = |n: &usize| active >> n & 1 != 0;
         for n in (0..count).filter(is_active) {
             let at = self.element_linear(insn, n * size, size, Access::Write)?;
