@@ -287,14 +287,15 @@ impl Cpu {
         } else {
             context
         };
-        let flushes = u64::from(self.current_context.flushes);
-        self.hot.jump_tag = flushes << 32 | u64::from(key.mode) << 12 | context;
+        self.hot.jumps.note_numberings(self.tlb.numberings());
+        self.hot.jump_tag = u64::from(key.mode) << 12 | context;
         // SAFETY: the cache owns the block.
         let block = unsafe { &*block };
         let patch = std::mem::replace(&mut self.hot.patch, Patch::NONE);
         if !mode.is_step {
-            let entry = block.entry();
-            self.hot.jumps.enter(key.rip, self.hot.jump_tag, entry);
+            let linear = mode.cs_base.wrapping_add(key.rip) & mode.rip_mask();
+            let tag = self.hot.jump_tag;
+            self.hot.jumps.enter(key.rip, tag, block.entry(), linear);
             patch.apply(block);
         }
     }

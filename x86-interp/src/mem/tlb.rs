@@ -78,7 +78,8 @@ pub(crate) struct Found<'a> {
     pub(crate) read: bool,
     pub(crate) write: bool,
     pub(crate) execute: bool,
-    pub(crate) is_large: bool,
+    /// The size of the linear page that the 4 KiB belong to.
+    pub(crate) linear_page_bytes: u64,
 }
 
 impl Found<'_> {
@@ -116,8 +117,13 @@ pub(crate) struct Tlb {
     behind: Box<[Behind; ENTRIES]>,
     contexts: Vec<(Context, u16)>,
     next_context: u16,
-    /// Whether a page larger than 4 KiB has been entered since the last flush.
-    has_large: bool,
+    /// How often numbers of contexts have been given out anew.
+    numberings: u32,
+    /// Where pieces of pages of 2 and 4 MiB have been entered since the last flush, for each
+    /// [`region`]: the first and the last index.
+    pieces: [Option<(u16, u16)>; REGIONS],
+    /// Whether a piece of a page of 1 GiB has been entered since the last flush.
+    has_gigantic: bool,
 }
 
 impl Default for Tlb {
@@ -127,9 +133,33 @@ impl Default for Tlb {
             behind: Box::new([Behind::EMPTY; ENTRIES]),
             contexts: Vec::new(),
             next_context: 0,
-            has_large: false,
+            numberings: 0,
+            pieces: [None; REGIONS],
+            has_gigantic: false,
         }
     }
+}
+
+/// Number of [`region`]s.
+pub(crate) const REGIONS: usize = 64;
+
+/// The largest linear page of which [`Tlb::flush_page`] finds the pieces.
+const LARGE_PAGE_BITS: u32 = 22;
+
+/// Returns which of [`REGIONS`] classes the 4 MiB around a linear address belong to.
+#[inline]
+pub(crate) fn region(linear: u64) -> usize {
+    let mixed = (linear >> LARGE_PAGE_BITS).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 58) as usize
+}
+
+/// What [`Tlb::flush_page`] has forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PageFlush {
+    /// Some translations of known contexts, those of the page among them.
+    Page,
+    /// All translations: numbers of contexts are void.
+    Everything,
 }
 
 #[inline(always)]
@@ -191,11 +221,17 @@ impl Tlb {
             self.behind.fill(Behind::EMPTY);
             self.contexts.clear();
             self.next_context = 0;
+            self.numberings = self.numberings.wrapping_add(1);
         }
         let number = self.next_context;
         self.next_context += 1;
         self.contexts.push((*context, number));
         number
+    }
+
+    /// Returns a number that changes when context numbers given out before may be given out again.
+    pub(crate) const fn numberings(&self) -> u32 {
+        self.numberings
     }
 
     /// Enters a translation to a page of RAM.
@@ -214,7 +250,19 @@ impl Tlb {
             write: tag(found.write),
             code: found.ram.code,
         };
-        self.has_large |= found.is_large;
+        if found.linear_page_bytes > 4096 {
+            self.note_piece(linear, n as u16, found.linear_page_bytes);
+        }
+    }
+
+    fn note_piece(&mut self, linear: u64, n: u16, page_bytes: u64) {
+        if page_bytes > 1 << LARGE_PAGE_BITS {
+            self.has_gigantic = true;
+            return;
+        }
+        let pieces = &mut self.pieces[region(linear)];
+        let (first, last) = pieces.unwrap_or((n, n));
+        *pieces = Some((first.min(n), last.max(n)));
     }
 
     /// Forgets all translations. Context numbers given out before are void.
@@ -226,19 +274,26 @@ impl Tlb {
     pub(crate) fn flush_contexts(&mut self, which: impl Fn(&Context) -> bool) {
         self.contexts.retain(|(c, _)| !which(c));
         if self.contexts.is_empty() {
-            self.has_large = false;
+            self.pieces = [None; REGIONS];
+            self.has_gigantic = false;
         }
     }
 
     /// Forgets the translations of the page (of whatever size) that holds `linear`, in all
     /// contexts.
-    pub(crate) fn flush_page(&mut self, linear: u64) {
-        if self.has_large {
+    pub(crate) fn flush_page(&mut self, linear: u64) -> PageFlush {
+        if self.has_gigantic {
             self.flush();
-        } else {
-            self.entries[index(linear)] = EMPTY;
-            self.behind[index(linear)] = Behind::EMPTY;
+            return PageFlush::Everything;
         }
+        self.entries[index(linear)] = EMPTY;
+        self.behind[index(linear)] = Behind::EMPTY;
+        if let Some((first, last)) = self.pieces[region(linear)].take() {
+            let range = usize::from(first)..=usize::from(last);
+            self.entries[range.clone()].fill(EMPTY);
+            self.behind[range].fill(Behind::EMPTY);
+        }
+        PageFlush::Page
     }
 
     /// Takes away the right to write fast to a host page.

@@ -4,7 +4,7 @@ use vmx_model::addr::{Hpa, Linear};
 use vmx_model::arch::{Cr0, Cr4, Efer, Rflags, SegmentRegister};
 
 use super::phys::Protection;
-use super::tlb::{Context, Found, NO_CONTEXT};
+use super::tlb::{Context, Found, NO_CONTEXT, PageFlush};
 use super::walk::{Allowed, Translation};
 use super::{Access, Privilege};
 use crate::vmx::AddressSpaceTag;
@@ -21,8 +21,6 @@ pub(crate) struct CurrentContext {
     inputs: u64,
     /// VPID and EPT pointer in use.
     tag: AddressSpaceTag,
-    /// Moves with each flush: translations remembered elsewhere are void.
-    pub(crate) flushes: u32,
 }
 
 impl Default for CurrentContext {
@@ -31,7 +29,6 @@ impl Default for CurrentContext {
             number: 0,
             inputs: UNKNOWN,
             tag: AddressSpaceTag::default(),
-            flushes: 1,
         }
     }
 }
@@ -83,7 +80,7 @@ impl Cpu {
             read: found.allowed.contains(Allowed::READ),
             write: found.allowed.contains(Allowed::WRITE) && is_writable,
             execute: found.allowed.contains(Allowed::EXECUTE),
-            is_large: found.page_bytes > 4096,
+            linear_page_bytes: found.linear_page_bytes,
         };
         let found = if self.is_watching() {
             found.for_code_only()
@@ -201,8 +198,10 @@ impl Cpu {
 
     /// Forgets the translations of the page that holds `linear`, in all contexts (INVLPG).
     pub(crate) fn flush_tlb_page(&mut self, linear: Linear) {
-        self.tlb.flush_page(linear.0);
-        self.forget_context();
+        match self.tlb.flush_page(linear.0) {
+            PageFlush::Page => self.hot.jumps.forget_page(linear.0),
+            PageFlush::Everything => self.forget_context(),
+        }
     }
 
     /// Notes that CR3, and with it perhaps the PCID, has changed without a flush.
@@ -210,11 +209,11 @@ impl Cpu {
         self.forget_context();
     }
 
-    /// Makes the next access compute its context anew, and voids remembered jump targets.
+    /// Makes the next access compute its context anew. Remembered jump targets carry the number of
+    /// their context: those of contexts that were flushed are void, the others are found again.
     fn forget_context(&mut self) {
         self.current_context.inputs = UNKNOWN;
         self.hot.context = NO_CONTEXT;
-        self.current_context.flushes = self.current_context.flushes.wrapping_add(1).max(1);
     }
 
     /// Takes over changes of the physical memory map: drops every cached host pointer.

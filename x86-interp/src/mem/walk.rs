@@ -64,8 +64,8 @@ impl From<Access> for Allowed {
 pub(crate) struct Translation {
     /// The physical address of the byte.
     pub(crate) physical: Hpa,
-    /// Size of the page: the smaller one of those that paging and EPT found.
-    pub(crate) page_bytes: u64,
+    /// Size of the page that paging found; EPT may map it by smaller ones.
+    pub(crate) linear_page_bytes: u64,
     /// What accesses the translation allows.
     pub(crate) allowed: Allowed,
     /// Whether the page is global: it survives MOV to CR3.
@@ -87,7 +87,6 @@ pub(crate) enum Purpose {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Physical {
     pub(crate) address: Hpa,
-    pub(crate) page_bytes: u64,
     pub(crate) allowed: Allowed,
 }
 
@@ -258,7 +257,6 @@ impl Cpu {
         }
         Ok(Physical {
             address: Hpa(address.0),
-            page_bytes: 1 << 30,
             allowed: Allowed::all(),
         })
     }
@@ -289,7 +287,7 @@ impl Cpu {
         let physical = self.guest_physical(Gpa(request.linear.0), request.access, purpose)?;
         Ok(Translation {
             physical: physical.address,
-            page_bytes: physical.page_bytes,
+            linear_page_bytes: 4096,
             allowed: physical.allowed,
             is_global: false,
         })
@@ -503,7 +501,7 @@ impl Cpu {
         }
         Ok(Translation {
             physical: physical.address,
-            page_bytes: page_bytes.min(physical.page_bytes),
+            linear_page_bytes: page_bytes,
             allowed,
             is_global: leaf & entry::G != 0 && self.state.cr4.contains(Cr4::PGE),
         })

@@ -11,11 +11,14 @@ use super::{Handler, Header, Left, Link, Uop, bail, enter, header, host};
 use crate::Cpu;
 use crate::block::Block;
 use crate::flags::LazyFlags;
-use crate::mem::tlb::{read_host, write_host};
+use crate::mem::tlb::{self, read_host, write_host};
 use crate::width::Width;
 
 /// Number of jump-cache entries.
 const JUMPS: usize = 2048;
+
+/// A tag that no jump has.
+const NO_TAG: u64 = u64::MAX;
 
 /// The block that begins at a RIP.
 #[derive(Clone, Copy)]
@@ -25,23 +28,33 @@ pub(crate) struct Jump {
     entry: *const Uop,
 }
 
-/// From RIP to block, valid for one tag: the number of flushes, code mode and context.
-pub(crate) struct JumpCache(Box<[Jump; JUMPS]>);
+/// From RIP to block, valid for one tag: code mode and context.
+pub(crate) struct JumpCache {
+    jumps: Box<[Jump; JUMPS]>,
+    /// Where the jumps into each [`tlb::region`] of linear addresses are: the first and the last
+    /// index.
+    regions: [Option<(u16, u16)>; tlb::REGIONS],
+    /// [`crate::mem::tlb::Tlb::numberings`] when contexts were last numbered for the tags.
+    numberings: u32,
+}
 
 // SAFETY: the entries lead to blocks of the same processor, which moves between threads as a whole.
 unsafe impl Send for JumpCache {}
 
 impl Default for JumpCache {
     fn default() -> Self {
-        Self(Box::new([Self::EMPTY; JUMPS]))
+        Self {
+            jumps: Box::new([Self::EMPTY; JUMPS]),
+            regions: [None; tlb::REGIONS],
+            numberings: 0,
+        }
     }
 }
 
 impl JumpCache {
-    /// No tag is 0.
     const EMPTY: Jump = Jump {
         rip: 0,
-        tag: 0,
+        tag: NO_TAG,
         entry: core::ptr::null(),
     };
 
@@ -52,18 +65,38 @@ impl JumpCache {
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
-        self.0.fill(Self::EMPTY);
+        self.jumps.fill(Self::EMPTY);
+        self.regions = [None; tlb::REGIONS];
     }
 
-    /// Remembers a block.
-    pub(crate) fn enter(&mut self, rip: u64, tag: u64, entry: *const Uop) {
-        self.0[Self::index(rip)] = Jump { rip, tag, entry };
+    /// Remembers a block that begins at `rip`, at the linear address `linear`.
+    pub(crate) fn enter(&mut self, rip: u64, tag: u64, entry: *const Uop, linear: u64) {
+        let n = Self::index(rip);
+        self.jumps[n] = Jump { rip, tag, entry };
+        let region = &mut self.regions[tlb::region(linear)];
+        let (first, last) = region.unwrap_or((n as u16, n as u16));
+        *region = Some((first.min(n as u16), last.max(n as u16)));
+    }
+
+    /// Forgets all that leads into the page, of whatever size up to 4 MiB, around a linear address.
+    pub(crate) fn forget_page(&mut self, linear: u64) {
+        if let Some((first, last)) = self.regions[tlb::region(linear)].take() {
+            self.jumps[usize::from(first)..=usize::from(last)].fill(Self::EMPTY);
+        }
+    }
+
+    /// Forgets everything when context numbers are given out anew.
+    pub(crate) fn note_numberings(&mut self, numberings: u32) {
+        if self.numberings != numberings {
+            self.numberings = numberings;
+            self.clear();
+        }
     }
 
     /// Returns the first micro-op of the block at `rip`, or null.
     #[inline(always)]
     fn find(&self, rip: u64, tag: u64) -> *const Uop {
-        let jump = &self.0[Self::index(rip)];
+        let jump = &self.jumps[Self::index(rip)];
         if jump.rip == rip && jump.tag == tag {
             jump.entry
         } else {

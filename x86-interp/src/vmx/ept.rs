@@ -247,7 +247,6 @@ fn physical(ept: EptInUse, gpa: Gpa, found: &Translation, purpose: Purpose) -> P
     );
     Physical {
         address: found.address(gpa),
-        page_bytes: 1 << found.page.shift,
         allowed,
     }
 }

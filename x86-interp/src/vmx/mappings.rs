@@ -155,7 +155,6 @@ mod tests {
         let mut mappings = GuestPhysicalMappings::default();
         let found = Physical {
             address: Hpa(0x7234),
-            page_bytes: 4096,
             allowed: Allowed::READ,
         };
         mappings.enter(&ept(0x101e, false), GPA, USE, &found);
@@ -191,7 +190,6 @@ mod tests {
         let now = ept(0x101e, false);
         let found = Physical {
             address: Hpa(0x9000),
-            page_bytes: 4096,
             allowed: Allowed::READ,
         };
         let structure = MappingUse::PagingStructure;

@@ -154,3 +154,65 @@ fn vmfunc_switches_to_an_ept_pointer_of_the_list() {
     host.skip();
     assert_eq!(host.reason(), E::VMFUNC, "an invalid EPT pointer");
 }
+
+/// A page of 2 MiB of the guest, in linear memory behind the first one.
+const LARGE: u64 = 0x20_0000;
+
+/// A 64-bit guest whose page of 2 MiB at [`LARGE`] EPT maps by pages of 4 KiB. It lets RSI be
+/// called, moves the page to the second 2 MiB of physical memory, where EPT has a large page,
+/// executes INVLPG for RDI, and lets RSI be called again.
+fn move_large_page(registers: [(usize, u64); 3]) -> Host {
+    let code: Code = |a| {
+        a.call(rsi)?;
+        a.call(rsi)?;
+        a.mov(qword_ptr(at::PML4 + 0x2008), r8)?;
+        a.invlpg(byte_ptr(rdi))?;
+        a.call(rsi)?;
+        a.vmcall()
+    };
+    let mut host = Host::new(
+        Guest::Long,
+        |v| {
+            secondary(v, S::ENABLE_EPT);
+            v.set(Field::EPT_POINTER, at::EPT | 0x1e);
+        },
+        code,
+    );
+    host.set_word(at::PML4 + 0x2008, 0x87);
+    let mut all = [0; 16];
+    all[8] = LARGE | 0x87;
+    for (n, value) in registers {
+        all[n] = value;
+    }
+    host.cpu.set_general_registers(&all);
+    host
+}
+
+#[test]
+fn invlpg_forgets_every_piece_of_a_large_page_that_ept_maps_by_small_ones() {
+    for other in [at::DATA, at::DATA + 0x1000] {
+        let mut host =
+            move_large_page([(6, at::HANDLER), (7, LARGE + other), (3, LARGE + at::DATA)]);
+        // MOV EAX, [RBX]; MOV ECX, [RBX + 1000H]; RET.
+        let code = [0x8b, 0x03, 0x8b, 0x8b, 0, 0x10, 0, 0, 0xc3];
+        host.phys.write_bytes(Hpa(at::HANDLER), &code);
+        for page in [at::DATA, at::DATA + 0x1000] {
+            host.set_word(page, 1);
+            host.set_word(LARGE + page, 2);
+        }
+        assert_eq!(host.reason(), E::VMCALL);
+        assert_eq!(host.cpu.general_registers()[..2], [2, 2], "{other:#x}");
+    }
+}
+
+#[test]
+fn invlpg_forgets_where_jumps_into_a_large_page_led() {
+    let registers = [(6, LARGE + at::HANDLER), (7, LARGE + at::DATA), (3, 0)];
+    let mut host = move_large_page(registers);
+    // LEA EBX, [RBX + n]; RET.
+    for (page, n) in [(at::HANDLER, 1), (LARGE + at::HANDLER, 0x10)] {
+        host.phys.write_bytes(Hpa(page), &[0x8d, 0x5b, n, 0xc3]);
+    }
+    assert_eq!(host.reason(), E::VMCALL);
+    assert_eq!(host.cpu.general_registers()[3], 0x12);
+}

@@ -14,6 +14,8 @@ use crate::{Cpu, Exec};
 const SPACES: [u64; 2] = [0x4000, 0x8000];
 /// Pages of each address space, from linear address 0 on, identity-mapped.
 const PAGES: u64 = 16;
+/// Pieces that are looked at of the page of 2 MiB at linear address 2 MiB of each address space.
+const PIECES: u64 = 4;
 const EFER: u32 = 0xc000_0080;
 const PKRS: u32 = 0x6e1;
 
@@ -24,6 +26,12 @@ enum Step {
     Entry {
         space: usize,
         page: u64,
+        flags: u64,
+    },
+    /// Changes the entry of the page of 2 MiB, then INVLPG of one piece of it.
+    LargeEntry {
+        space: usize,
+        piece: u64,
         flags: u64,
     },
     Wp(bool),
@@ -49,6 +57,20 @@ fn entry_at(space: usize, page: u64) -> Hpa {
     Hpa(SPACES[space] + 0x3000 + 8 * page)
 }
 
+/// Returns the linear address of a page, or after the pages of a piece of the page of 2 MiB.
+fn linear_of(page: u64) -> Linear {
+    Linear(match page.checked_sub(PAGES) {
+        None => page << 12,
+        Some(piece) => 1 << 21 | piece << 12,
+    })
+}
+
+fn set_large_entry(cpu: &Cpu, space: usize, flags: u64) {
+    const PS: u64 = 1 << 7;
+    let at = Hpa(SPACES[space] + 0x2000 + 8);
+    cpu.phys.write_bytes(at, &(PS | flags).to_le_bytes());
+}
+
 fn set_entry(cpu: &Cpu, space: usize, page: u64, flags: u64) {
     let value = page << 12 | flags;
     cpu.phys
@@ -66,6 +88,7 @@ fn start() -> Cpu {
         for page in 0..PAGES {
             set_entry(&cpu, space, page, 7);
         }
+        set_large_entry(&cpu, space, 7);
     }
     cpu.write_cr3(SPACES[0]).expect("a valid CR3");
     cpu.write_cr4((Cr4::PAE | Cr4::PCIDE).bits())
@@ -78,6 +101,14 @@ fn apply(cpu: &mut Cpu, step: &Step) -> Exec {
         Step::Entry { space, page, flags } => {
             set_entry(cpu, space, page, flags);
             cpu.flush_tlb_page(Linear(page << 12));
+        }
+        Step::LargeEntry {
+            space,
+            piece,
+            flags,
+        } => {
+            set_large_entry(cpu, space, flags);
+            cpu.flush_tlb_page(linear_of(PAGES + piece));
         }
         Step::Wp(wp) => {
             let mut cr0 = cpu.state.cr0;
@@ -123,6 +154,7 @@ fn step() -> impl Strategy<Value = Step> {
     let cr4 = (Cr4::SMEP | Cr4::SMAP | Cr4::PKE | Cr4::PKS | Cr4::PGE).bits();
     prop_oneof![
         3 => (0usize..2, 0..PAGES, flags()).prop_map(|(space, page, flags)| Step::Entry { space, page, flags }),
+        2 => (0usize..2, 0..PIECES, flags()).prop_map(|(space, piece, flags)| Step::LargeEntry { space, piece, flags }),
         1 => any::<bool>().prop_map(Step::Wp),
         1 => prop::bits::u64::masked(cr4).prop_map(Step::Cr4),
         1 => any::<bool>().prop_map(Step::Nxe),
@@ -138,7 +170,7 @@ fn step() -> impl Strategy<Value = Step> {
 type Look = (u64, u8, bool);
 
 fn look() -> impl Strategy<Value = Look> {
-    (0..PAGES, 0u8..3, prop::bool::weighted(0.2))
+    (0..PAGES + PIECES, 0u8..3, prop::bool::weighted(0.2))
 }
 
 fn check(cpu: &mut Cpu, &(page, access, implicit): &Look) {
@@ -148,7 +180,7 @@ fn check(cpu: &mut Cpu, &(page, access, implicit): &Look) {
     } else {
         Privilege::Current
     };
-    let linear = Linear(page << 12 | 0x123);
+    let linear = linear_of(page).offset(0x123);
     let cached = cpu.translate(linear, access, privilege);
     let fresh = cpu.walk(linear, access, privilege).map(|t| t.physical);
     assert_eq!(cached, fresh, "{access:?} {privilege:?} of page {page}");
