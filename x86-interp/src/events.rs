@@ -196,16 +196,16 @@ impl Cpu {
     }
 
     /// Whether nothing can be pending.
-    fn is_quiet(&self) -> bool {
+    fn is_quiet(&mut self) -> bool {
         let e = &self.events;
-        let has_interrupt_source = e.interrupt_line.is_some() || self.apic.is_some();
         let has_own = e.init || e.is_init_blocked || e.nmi || e.task_trap || e.is_mid_repeat;
-        !(has_own || has_interrupt_source || self.has_virtual_interrupt())
+        !(has_own || self.has_virtual_interrupt())
             && self.delivering.is_none()
             && !self.has_vmx_boundary_work()
             && self.state.activity == Activity::Active
             && self.state.pending_debug == 0
             && self.state.dr7 & DR7_ENABLES == 0
+            && !self.has_external_interrupt()
     }
 
     fn attend_in_order(&mut self) -> Exec<Boundary> {
