@@ -64,7 +64,8 @@ impl VmxProfile {
     }
 
     /// Returns the default: every control that the model implements, but CET, PKS, "save
-    /// IA32_PERF_GLOBAL_CTRL" and the secondary VM-exit controls.
+    /// IA32_PERF_GLOBAL_CTRL" and the secondary VM-exit controls. The VMX-preemption timer counts
+    /// with the TSC: where a tick is an instruction, a slower one hardly moves in a short guest.
     #[must_use]
     pub fn emulator_default() -> Self {
         let facts = CpuFacts {
@@ -79,7 +80,7 @@ impl VmxProfile {
             (msr::IA32_VMX_PROCBASED_CTLS, 0xfff9_fffe_0401_e172),
             (msr::IA32_VMX_EXIT_CTLS, 0x7f_ffff_0003_6dff),
             (msr::IA32_VMX_ENTRY_CTLS, 0xf3ff_0000_11ff),
-            (msr::IA32_VMX_MISC, 0x6004_01e5),
+            (msr::IA32_VMX_MISC, 0x6004_01e0),
             (msr::IA32_VMX_CR0_FIXED0, 0x8000_0021),
             (msr::IA32_VMX_CR0_FIXED1, 0xffff_ffff),
             (msr::IA32_VMX_CR4_FIXED0, 0x2000),
@@ -119,7 +120,7 @@ impl VmxProfile {
             (msr::IA32_VMX_PROCBASED_CTLS, 0xfff9_fffe_0401_e172),
             (msr::IA32_VMX_EXIT_CTLS, exit | 0x3_6dff),
             (msr::IA32_VMX_ENTRY_CTLS, entry | 0x11ff),
-            (msr::IA32_VMX_MISC, 0x6004_01e5),
+            (msr::IA32_VMX_MISC, 0x6004_01e0),
             (msr::IA32_VMX_CR0_FIXED0, 0x8000_0021),
             (msr::IA32_VMX_CR0_FIXED1, 0xffff_ffff),
             (msr::IA32_VMX_CR4_FIXED0, 0x2000),

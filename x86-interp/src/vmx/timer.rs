@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn the_timer_counts_the_changes_of_a_bit_of_the_tsc() {
         let mut cpu = long_mode();
-        let profile = Arc::new(VmxProfile::emulator_default());
+        let profile = Arc::new(VmxProfile::coffee_lake());
         let period = 1 << profile.caps.preemption_timer_shift();
         let p = LogicalProcessor::new(CpuId(0), profile, VmcsRegistry::new());
         let _ = cpu.attach_processor(Box::new(p), RootSoftware::Guest);

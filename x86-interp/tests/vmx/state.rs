@@ -127,8 +127,8 @@ fn the_preemption_timer_is_saved_if_the_control_says_so() {
                 v.set(Field::VMX_PREEMPTION_TIMER_VALUE, 0x1000);
             },
             |a| {
-                // The default profile counts every 32 ticks, and a tick is an instruction.
-                for _ in 0..96 {
+                // The default profile counts every tick, and a tick is an instruction.
+                for _ in 0..3 {
                     a.nop()?;
                 }
                 a.vmcall()
