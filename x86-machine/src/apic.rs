@@ -134,6 +134,8 @@ pub struct Expiry {
 /// One local APIC.
 #[derive(Clone, Debug)]
 pub struct LocalApic {
+    /// The ID that the hardware gave.
+    initial_id: u32,
     id: u32,
     base: u64,
     tpr: u8,
@@ -163,6 +165,7 @@ impl LocalApic {
     pub fn new(id: u32) -> Self {
         let bsp = if id == 0 { BASE_BSP } else { 0 };
         let mut apic = Self {
+            initial_id: id,
             id,
             base: 0xfee0_0000 | BASE_EN | bsp,
             tpr: 0,
@@ -190,6 +193,7 @@ impl LocalApic {
     /// Receives an INIT-Deassert IPI", "Local APIC State After Power-Up or Reset").
     pub fn init(&mut self) {
         *self = Self {
+            initial_id: self.initial_id,
             id: self.id,
             base: self.base,
             tpr: 0,
@@ -223,14 +227,17 @@ impl LocalApic {
         self.base
     }
 
-    /// Writes IA32_APIC_BASE, whose transition has been checked. Disabling the APIC resets it.
+    /// Writes IA32_APIC_BASE, whose transition has been checked. Disabling the APIC resets it, and
+    /// x2APIC mode does not preserve an ID that software wrote ("x2APIC State Transitions").
     pub fn set_base(&mut self, value: u64) {
         let was = self.base;
         self.base = value;
         if value & BASE_EN == 0 && was & BASE_EN != 0 {
             self.init();
+            self.id = self.initial_id;
         }
         if self.is_x2apic() {
+            self.id = self.initial_id;
             self.ldr = (self.id & !0xf) << 12 | 1 << (self.id & 0xf);
         }
     }
@@ -347,7 +354,7 @@ impl LocalApic {
     }
 
     /// Writes an x2APIC register by its MSR; `None` is #GP(0).
-    pub fn write_msr(&mut self, index: u32, value: u64, now: u64) -> Option<Effect> {
+    pub fn write_msr(&mut self, index: u32, value: u64) -> Option<Effect> {
         let register = index.checked_sub(0x800)?;
         let high = value >> 32;
         match register {
@@ -363,7 +370,7 @@ impl LocalApic {
             register::EOI | register::ESR if value != 0 => None,
             register::SELF_IPI => (value < 0x100).then(|| self.send_to_self(value as u8)),
             _ => (is_writable_in_x2apic(register) && self.has_no_reserved(register, value as u32))
-                .then(|| self.write(register, value as u32, now)),
+                .then(|| self.write(register, value as u32)),
         }
     }
 
@@ -390,11 +397,11 @@ impl LocalApic {
     }
 
     /// Writes four bytes of the register page.
-    pub fn write_page(&mut self, offset: u64, value: u32, now: u64) -> Effect {
+    pub fn write_page(&mut self, offset: u64, value: u32) -> Effect {
         if offset & 0xf != 0 {
             return Effect::None;
         }
-        self.write((offset >> 4) as u32, value, now)
+        self.write((offset >> 4) as u32, value)
     }
 
     fn read(&self, register: u32, now: u64) -> u32 {
@@ -423,7 +430,7 @@ impl LocalApic {
         }
     }
 
-    fn write(&mut self, register: u32, value: u32, now: u64) -> Effect {
+    fn write(&mut self, register: u32, value: u32) -> Effect {
         match register {
             register::ID if !self.is_x2apic() => self.id = value >> 24,
             register::TPR => self.tpr = value as u8,
@@ -437,7 +444,7 @@ impl LocalApic {
                 return self.send();
             }
             register::ICR_HIGH => self.icr = u64::from(value) << 32 | self.icr & 0xffff_ffff,
-            register::LVT_TIMER..=register::LVT_ERROR => return self.set_lvt(register, value, now),
+            register::LVT_TIMER..=register::LVT_ERROR => self.set_lvt(register, value),
             register::INITIAL_COUNT => {
                 self.initial_count = value;
                 return Effect::Timer;
@@ -460,23 +467,21 @@ impl LocalApic {
         }
     }
 
-    fn set_lvt(&mut self, register: u32, value: u32, now: u64) -> Effect {
+    /// Sets an LVT entry.
+    ///
+    /// Choice: a change between one-shot and periodic mode lets a running timer run, as in KVM;
+    /// "TSC-Deadline Mode" may be read to say that it disarms the timer.
+    fn set_lvt(&mut self, register: u32, value: u32) {
         let n = (register - register::LVT_TIMER) as usize;
         let mut value = value & LVT_WRITABLE[n];
         if self.svr & SVR_ENABLED == 0 {
             value |= LVT_MASKED;
         }
         let old = std::mem::replace(&mut self.lvt[n], value);
-        if register != register::LVT_TIMER || (old ^ value) >> 17 & 3 == 0 {
-            return Effect::None;
-        }
         // A change to or from TSC-deadline mode disarms the timer.
-        if (old ^ value) >> 18 & 1 != 0 {
+        if register == register::LVT_TIMER && (old ^ value) >> 18 & 1 != 0 {
             (self.initial_count, self.tsc_deadline, self.expires) = (0, 0, None);
-        } else if self.initial_count != 0 && self.expires.is_none() && value >> 17 & 1 != 0 {
-            self.rearm(now);
         }
-        Effect::None
     }
 
     /// Ends the handling of the highest vector in service.

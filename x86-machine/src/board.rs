@@ -315,8 +315,7 @@ impl Board {
     fn memory_write(&mut self, cpu: usize, address: u64, value: u64) {
         let offset = address & 0xfff;
         if self.apics[cpu].page() == Some(address & !0xfff) {
-            let now = self.now;
-            let effect = self.apics[cpu].write_page(offset, value as u32, now);
+            let effect = self.apics[cpu].write_page(offset, value as u32);
             self.carry_out(cpu, effect);
         } else if address & !0xfff == ioapic::BASE
             && let Some(message) = self.ioapic.write(offset, value as u32)
@@ -416,8 +415,7 @@ impl bus::LocalApic for Seat {
 
     fn write_x2apic(&mut self, index: u32, value: u64) -> Option<()> {
         let mut board = self.board();
-        let now = board.now;
-        let effect = board.apics[self.cpu].write_msr(index, value, now)?;
+        let effect = board.apics[self.cpu].write_msr(index, value)?;
         board.carry_out(self.cpu, effect);
         Some(())
     }
