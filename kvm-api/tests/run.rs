@@ -8,6 +8,9 @@ mod common;
 
 use common::Guest;
 use kvm_bindings::*;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 #[test]
 fn hlt_leaves_rip_behind_it_and_runs_on() {
@@ -106,6 +109,21 @@ fn an_endless_loop_ends_with_a_signal() {
 }
 
 #[test]
+fn a_signal_ends_endless_repetitions_as_soon_as_other_loops() {
+    // xor si, si; mov cx, 0xffff; rep lodsb; jmp to the first
+    let guest = Guest::new(&[0x31, 0xf6, 0xb9, 0xff, 0xff, 0xf3, 0xac, 0xeb, 0xf7]);
+    let before = common::thread_time();
+    for _ in 0..3 {
+        // SAFETY: the handler does nothing; the timer is this thread's.
+        let result = unsafe { common::run_with_alarm(&guest, 20) };
+        assert_eq!(result, Err(kvm_api::Errno::EINTR));
+    }
+    // So many instructions as are executed between two looks at signals would take ten times as
+    // long, if each repeated one were like another.
+    assert!(common::thread_time() - before < Duration::from_secs(1));
+}
+
+#[test]
 fn the_dirty_log_shows_what_was_written() {
     // mov byte [0x5000], 1; hlt
     let guest = Guest::with_flags(&[0xc6, 0x06, 0, 0x50, 1, 0xf4], KVM_MEM_LOG_DIRTY_PAGES);
@@ -128,4 +146,56 @@ fn a_write_across_pages_is_split_there_only() {
     assert_eq!(guest.run(), KVM_EXIT_MMIO);
     assert_eq!(guest.mmio(), (0x91000, 1, 1, 0x11));
     assert_eq!(guest.run(), KVM_EXIT_HLT);
+}
+
+#[test]
+fn floating_point_registers_go_with_the_vcpu_from_thread_to_thread() {
+    // fld1; then again and again: out 0x10, al; fld1; faddp.
+    let code = [0xd9, 0xe8, 0xe6, 0x10, 0xd9, 0xe8, 0xde, 0xc1, 0xeb, 0xf8];
+    let guests = [Guest::new(&code), Guest::new(&code)];
+    let run = |which: usize| guests[which].vcpu.run().expect("it exits");
+    let (to_other, of_other) = mpsc::channel::<usize>();
+    let (to_first, of_first) = mpsc::channel::<()>();
+    let vcpus = guests.each_ref().map(|guest| Arc::clone(&guest.vcpu));
+    let other = thread::spawn(move || {
+        for which in of_other {
+            vcpus[which].run().expect("it exits");
+            to_first.send(()).expect("it waits");
+        }
+    });
+    let mut runs = [0_u16; 2];
+    // Each stays on a thread, changes places with the other there, and comes back to it.
+    for (which, is_here) in [
+        (0, true),
+        (0, true),
+        (0, false),
+        (0, true),
+        (1, true),
+        (0, true),
+        (1, false),
+        (0, false),
+        (0, true),
+        (1, true),
+        (1, true),
+        (0, false),
+        (1, false),
+        (1, true),
+        (0, true),
+    ] {
+        if is_here {
+            run(which);
+        } else {
+            to_other.send(which).expect("it listens");
+            of_first.recv().expect("it answers");
+        }
+        runs[which] += 1;
+    }
+    drop(to_other);
+    other.join().expect("it ends");
+    for (guest, runs) in guests.iter().zip(runs) {
+        let st0 = guest.vcpu.get_fpu().expect("it is there").fpr[0];
+        let (exponent, mantissa) = (u16::from_le_bytes([st0[8], st0[9]]), &st0[..8]);
+        let mantissa = u64::from_le_bytes(mantissa.try_into().expect("8 bytes"));
+        assert_eq!(mantissa >> (63 - (exponent - 0x3fff)), u64::from(runs));
+    }
 }

@@ -30,6 +30,15 @@ pub struct EntryPlan {
     pub state: ArchState,
     /// The VM-entry MSR-load area, to be loaded after the state.
     pub msr_loads: MsrArea,
+    /// What remains to be done then.
+    pub rest: EntryRest,
+}
+
+/// What a VM entry does when the guest's state has been loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryRest {
+    /// The activity state that was loaded.
+    pub activity: Activity,
     /// The event to deliver, before the first instruction.
     pub event: Option<Event>,
     /// Whether an MTF VM exit is pending, before the first instruction.
@@ -135,13 +144,17 @@ fn plan(vmcs: &Vmcs, environment: EntryEnvironment<'_>) -> EntryPlan {
     let has_timer = vmcs
         .pin()
         .contains(PinControls::ACTIVATE_VMX_PREEMPTION_TIMER);
-    EntryPlan {
-        state,
-        msr_loads: MsrArea::entry_load(vmcs),
+    let rest = EntryRest {
+        activity: state.activity,
         event: injected.filter(|_| !has_pending_mtf),
         has_pending_mtf,
         preemption_timer: has_timer.then(|| vmcs.get(Field::VMX_PREEMPTION_TIMER_VALUE) as u32),
         flushes_vpid_0: !vmcs.secondary().contains(SecondaryControls::ENABLE_VPID),
+    };
+    EntryPlan {
+        state,
+        msr_loads: MsrArea::entry_load(vmcs),
+        rest,
     }
 }
 

@@ -233,6 +233,11 @@ impl ExitReason {
     }
 
     fn row(self) -> Option<&'static Row> {
+        // The first reasons have no gap between their numbers.
+        let at_its_number = TABLE.get(usize::from(self.0));
+        if let Some(row) = at_its_number.filter(|row| row.reason == self) {
+            return Some(row);
+        }
         let index = TABLE.binary_search_by_key(&self, |row| row.reason).ok()?;
         TABLE.get(index)
     }

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use vmx_model::addr::Hpa;
 use vmx_model::arch::{Cr0, Rflags, SegmentRegister};
 
 use crate::block::{self, Block, BlockCache, CodeMode, Key};
@@ -35,6 +36,12 @@ const REBUILDS: usize = 4;
 
 /// Bytes of the longest instruction (SDM Vol. 2A, "Instruction Format").
 const LONGEST_INSN: usize = 15;
+
+/// How many instructions a portion of a repeated string instruction stands for.
+const PORTION_INSNS: u64 = 1024;
+
+/// Portions of repeated string instructions that a run may take, however small its budget.
+const FEW_PORTIONS: u64 = 16;
 
 /// Bytes of the longest block.
 const LONGEST_BLOCK: usize = block::MAX_INSNS * LONGEST_INSN;
@@ -85,6 +92,8 @@ pub(crate) struct Engine {
     code_marks: u64,
     /// The reason behind [`Left::Fault`].
     pub(crate) fault: Option<Fault>,
+    /// Portions of repeated string instructions that were not the last, in this run.
+    pub(crate) portions: u64,
     /// See [`Cpu::set_only_processors_write`].
     only_processors_write: bool,
 }
@@ -137,14 +146,17 @@ impl Cpu {
         self.retired
     }
 
-    /// Runs until something stops the processor, at most `budget` instructions.
+    /// Runs until something stops the processor, at most `budget` instructions: fewer if repeated
+    /// string instructions, each of which counts as one, take much longer than others.
     pub fn run(&mut self, budget: u64) -> Stop {
         let end = self.retired.saturating_add(budget.min(i64::MAX as u64 / 2));
         self.outside_may_have_written();
         let deliveries = self.events.deliveries().saturating_add(budget);
+        let portions = (budget / PORTION_INSNS).max(FEW_PORTIONS);
+        self.engine.portions = 0;
         loop {
-            // An endless row of faulting handlers retires nothing.
-            if self.events.deliveries() > deliveries {
+            // An endless row of faulting handlers retires nothing, a long repetition little.
+            if self.events.deliveries() > deliveries || self.engine.portions >= portions {
                 return Stop::Budget;
             }
             let mut result = self.run_once(end);
@@ -269,10 +281,13 @@ impl Cpu {
             rip,
             mode: self.engine.blocks.mode_number(&mode),
         };
-        let epoch = self.hot.epoch;
-        let known = self.engine.blocks.get(&key).filter(|b| b.is_valid(epoch));
-        let known = known.map(core::ptr::from_ref);
-        let found = known.or_else(|| self.validate_block(key, &mode));
+        let found = match self.engine.blocks.get(&key) {
+            Some(block) if block.is_valid(self.hot.epoch) => Some(core::ptr::from_ref(block)),
+            Some(block) if self.is_as_in_memory(key.address, block) => {
+                Some(core::ptr::from_ref(block))
+            }
+            _ => self.validate_block(key, &mode),
+        };
         if let Some(block) = found {
             self.prepare(block, &key, &mode);
         }
@@ -313,6 +328,21 @@ impl Cpu {
         self.engine.blocks.clear();
         self.hot.jumps.clear();
         self.hot.patch = Patch::NONE;
+    }
+
+    /// Compares a block at `address` with memory that is marked as code already.
+    fn is_as_in_memory(&self, address: Hpa, block: &Block) -> bool {
+        let (offset, bytes) = (address.page_offset(), &block.bytes);
+        let Some(ram) = self.view.page(address) else {
+            return false;
+        };
+        match ram.code.marked_generation(offset, bytes.len()) {
+            Some(generation) if ram.holds(offset, bytes) => {
+                block.validate(self.hot.epoch.wrapping_add(generation));
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Compares the block of `key` with memory, and builds it if it is not there or differs.

@@ -6,7 +6,8 @@ use vmx_model::addr::Hpa;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Stop {
-    /// The instruction budget is used up.
+    /// The instruction budget is used up, or the time that so many instructions take, by repeated
+    /// string instructions or by events whose delivery faults.
     Budget,
     /// Another thread (or this one, earlier) asked for the processor's attention.
     Kick,

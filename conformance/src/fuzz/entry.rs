@@ -183,9 +183,9 @@ fn name_of(outcome: &EntryOutcome, first: Option<&Check>) -> String {
         EntryOutcome::Fail(failed) => format!("{failed:?} {by}"),
         EntryOutcome::Failed(failed) => format!("exit {:#x} {by}", failed.reason),
         EntryOutcome::Aborted(abort) => format!("{abort:?} {by}"),
-        EntryOutcome::Entered(plan) => {
-            let event = plan.event.as_ref().map(|event| event.kind);
-            format!("entered {:?} {event:?}", plan.state.activity)
+        EntryOutcome::Entered(rest) => {
+            let event = rest.event.as_ref().map(|event| event.kind);
+            format!("entered {:?} {event:?}", rest.activity)
         }
     }
 }

@@ -149,3 +149,14 @@ pub(crate) unsafe fn run_with_alarm(guest: &Guest, milliseconds: u64) -> Result<
     alarm.join().expect("no panic");
     result
 }
+
+/// Returns the time that this thread has spent on a processor.
+pub(crate) fn thread_time() -> std::time::Duration {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the time is writable.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
+    std::time::Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}

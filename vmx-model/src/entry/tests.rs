@@ -63,9 +63,9 @@ fn the_guest_gets_its_registers() {
         (0x1234, 0x5678, 0x7000)
     );
     assert_eq!(plan.state.efer, Efer::LMA | Efer::LME);
-    assert_eq!(plan.event, None);
-    assert_eq!(plan.preemption_timer, None);
-    assert!(plan.flushes_vpid_0 && !plan.has_pending_mtf && plan.msr_loads.is_empty());
+    assert_eq!(plan.rest.event, None);
+    assert_eq!(plan.rest.preemption_timer, None);
+    assert!(plan.rest.flushes_vpid_0 && !plan.rest.has_pending_mtf && plan.msr_loads.is_empty());
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn events_are_injected_with_what_belongs_to_them() {
             payload: 0,
         })
     };
-    let check = |info, expected| assert_eq!(inject(info).event, expected, "{info:#x}");
+    let check = |info, expected| assert_eq!(inject(info).rest.event, expected, "{info:#x}");
     check(0x30, None);
     check(
         0x8000_0030,
@@ -160,7 +160,7 @@ fn events_are_injected_with_what_belongs_to_them() {
     );
     check(0x8000_0603, event(3, EventType::SoftwareException, None, 2));
     check(0x8000_0700, None);
-    assert!(inject(0x8000_0700).has_pending_mtf);
+    assert!(inject(0x8000_0700).rest.has_pending_mtf);
 }
 
 #[test]
@@ -216,8 +216,8 @@ fn the_timer_and_the_vpid_are_taken_from_the_controls() {
         (Field::VPID, 1),
     ];
     let plan = enter(Guest::Long, &changes, 0).unwrap();
-    assert_eq!(plan.preemption_timer, Some(99));
-    assert!(!plan.flushes_vpid_0);
+    assert_eq!(plan.rest.preemption_timer, Some(99));
+    assert!(!plan.rest.flushes_vpid_0);
 }
 
 #[test]

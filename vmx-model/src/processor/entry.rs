@@ -6,7 +6,7 @@
 use super::{LogicalProcessor, Registers, VmxoffDetection};
 use crate::arch::{ArchState, Interruptibility};
 use crate::checks::EntryEnvironment;
-use crate::entry::{self, EntryFailure, EntryPlan};
+use crate::entry::{self, EntryFailure, EntryPlan, EntryRest};
 use crate::error;
 use crate::exit::{self, VmExit, VmxAbort};
 use crate::exit_reason::{ENTRY_FAILURE, ExitReason};
@@ -30,9 +30,9 @@ pub enum EntryOutcome {
     /// As `Failed`, but the loading of host state ended in a VMX abort: the processor is in
     /// shutdown until RESET.
     Aborted(VmxAbort),
-    /// The processor is in VMX non-root operation and guest state was loaded. What remains to be
-    /// done, such as the injection of an event, is in the plan.
-    Entered(Box<EntryPlan>),
+    /// The processor is in VMX non-root operation and guest state was loaded. This remains to be
+    /// done, such as the injection of an event.
+    Entered(EntryRest),
 }
 
 /// A failed VM entry.
@@ -158,7 +158,7 @@ impl LogicalProcessor {
             current.flags.set_launch(LaunchState::Launched);
         }
         self.operation = VmxOperation::NonRoot;
-        EntryOutcome::Entered(Box::new(plan))
+        EntryOutcome::Entered(plan.rest)
     }
 
     /// VMfail, or "VM-Entry Failures During or After Loading Guest State": then host state is loaded

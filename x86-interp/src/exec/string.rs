@@ -248,5 +248,6 @@ fn repeat_while(cpu: &mut Cpu, insn: &Insn, body: impl Fn(&mut Cpu) -> Exec<Rfla
 fn come_back_unless_done(cpu: &mut Cpu, insn: &Insn) {
     if cpu.counter(insn) != 0 {
         cpu.next_rip = cpu.state.rip;
+        cpu.engine.portions += 1;
     }
 }

@@ -5,7 +5,8 @@
 //! generation. Regions over the same host memory share one table.
 //!
 //! Orders that matter between processors: whoever decodes marks the lines, then reads the
-//! generation, then the bytes; whoever stores writes the bytes, then looks at the lines, clears
+//! generation, then the bytes (if the lines are marked already, reads the generation, then looks at
+//! the lines, then reads the bytes); whoever stores writes the bytes, then looks at the lines, clears
 //! them, then moves the generation.
 
 use std::sync::Arc;
@@ -33,6 +34,15 @@ impl CodePage {
     /// Marks the lines of `length` bytes at `offset`; true if the page had no code before.
     pub(crate) fn mark(&self, offset: u64, length: usize) -> bool {
         self.lines.fetch_or(lines(offset, length), Ordering::SeqCst) == 0
+    }
+
+    /// Returns the generation if the lines of `length` bytes at `offset` are marked already: they
+    /// are looked at after it, so that whoever clears them moves it later.
+    #[inline]
+    pub(crate) fn marked_generation(&self, offset: u64, length: usize) -> Option<u64> {
+        let generation = self.generation.load(Ordering::SeqCst);
+        let mask = lines(offset, length);
+        (self.lines.load(Ordering::SeqCst) & mask == mask).then_some(generation)
     }
 
     /// Tells that `length` bytes at `offset` have been written; true if a line held code.

@@ -228,11 +228,31 @@ impl RamPage<'_> {
 
     /// Whether the page holds these bytes at `offset`.
     pub(crate) fn holds(&self, offset: u64, bytes: &[u8]) -> bool {
+        if bytes.len() <= 16 {
+            return self.holds_few(offset, bytes);
+        }
         bytes.chunks(64).enumerate().all(|(n, part)| {
             let mut now = [0; 64];
             let now = &mut now[..part.len()];
             self.read(offset + 64 * n as u64, now) && now == part
         })
+    }
+
+    fn holds_few(&self, offset: u64, bytes: &[u8]) -> bool {
+        let at = self.place(offset, bytes.len());
+        let mut done = 0;
+        while done < bytes.len() {
+            let size = piece(bytes.len() - done);
+            let mut expected = [0; 8];
+            expected[..size].copy_from_slice(&bytes[done..done + size]);
+            // SAFETY: inside the page.
+            let now = unsafe { load_sized(at + done as u64, size) };
+            if now != Some(u64::from_le_bytes(expected)) {
+                return false;
+            }
+            done += size;
+        }
+        true
     }
 
     /// Writes at `offset`; the bytes lie inside the page. Returns whether that changed code;

@@ -327,3 +327,26 @@ fn a_branch_with_a_16_bit_operand_clears_the_upper_half_of_eip() {
         assert_eq!(cpu.arch_state().rip, rip, "{code:x?}");
     }
 }
+
+#[test]
+fn a_long_repetition_is_left_when_the_time_is_over() {
+    let code = assemble(64, |a| {
+        a.mov(rcx, 1_u64 << 40)?;
+        a.xor(esi, esi)?;
+        a.rep().lodsb()?;
+        a.hlt()
+    });
+    let mut cpu = processor(Bits::Long64, 8, &code);
+    let mut done = 0;
+    for budget in [1000, 1, 1 << 17] {
+        assert_eq!(cpu.run(budget), Stop::Budget);
+        assert_eq!(cpu.retired(), 2);
+        let left = cpu.general_registers()[1];
+        let iterations = (1 << 40) - left - done;
+        assert!(
+            iterations > 0 && iterations <= budget.max(16 * 1024),
+            "{iterations}"
+        );
+        done += iterations;
+    }
+}

@@ -22,7 +22,7 @@ impl Cpu {
         self.vmx.is_non_root
             && (self.vmx.has_pending_mtf
                 || self.vmx.apic.has_boundary_work()
-                || self.vmx.timer.is_some()
+                || self.has_preemption_timer_work()
                 || self.vmx.has_window)
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use vmx_model::entry::EntryPlan;
+use vmx_model::entry::EntryRest;
 use vmx_model::intercept;
 use vmx_model::precondition::NotExecuted;
 use vmx_model::processor::EntryOutcome;
@@ -47,14 +47,14 @@ impl Cpu {
             EntryInstruction::Vmresume => processor.vmresume(&state, &mut &*phys, self),
         };
         self.vmx.processor = Some(processor);
-        if let Ok(EntryOutcome::Entered(plan)) = &outcome {
-            self.begin_non_root(plan);
+        if let Ok(EntryOutcome::Entered(rest)) = &outcome {
+            self.begin_non_root(rest);
         }
         outcome
     }
 
     /// What is left of a VM entry when guest state has been loaded.
-    fn begin_non_root(&mut self, plan: &EntryPlan) {
+    fn begin_non_root(&mut self, rest: &EntryRest) {
         let Some(vmcs) = self.processor().and_then(|p| p.current_vmcs()) else {
             return;
         };
@@ -64,13 +64,13 @@ impl Cpu {
         self.vmx.is_non_root = true;
         self.vmx.ept = ept;
         self.note_boundary_controls(proc);
-        self.delivering = plan.event;
-        self.vmx.is_injecting = plan.event.is_some();
-        self.vmx.has_pending_mtf = plan.has_pending_mtf;
-        self.start_preemption_timer(plan.preemption_timer);
+        self.delivering = rest.event;
+        self.vmx.is_injecting = rest.event.is_some();
+        self.vmx.has_pending_mtf = rest.has_pending_mtf;
+        self.start_preemption_timer(rest.preemption_timer);
         let eptp = ept.map_or(0, |e| e.eptp.0);
         self.set_address_space_tag(AddressSpaceTag { vpid, eptp });
-        if plan.flushes_vpid_0 {
+        if rest.flushes_vpid_0 {
             self.flush_tlb_vpid(0);
             self.vmx.mappings.flush_pages();
         }
