@@ -133,6 +133,11 @@ impl Block {
         unsafe { (*self.header()).generation }
     }
 
+    /// Returns the number of the linear page that holds `rip`.
+    pub(crate) fn linear_page(&self, rip: u64) -> u64 {
+        self.mode.cs_base.wrapping_add(rip) >> 12
+    }
+
     /// Returns the number of instructions.
     pub(crate) fn count(&self) -> usize {
         self.insns.len()

@@ -24,6 +24,9 @@ pub trait Bus: Send {
     fn memory_write(&mut self, address: Hpa, size: usize, value: u64) -> Result<(), Suspend>;
     fn port_read(&mut self, port: u16, size: usize) -> Result<u32, Suspend>;
     fn port_write(&mut self, port: u16, size: usize, value: u32) -> Result<(), Suspend>;
+    /// Learns before an access, to a register of the local APIC also, how many instructions the
+    /// processor has retired: what shows the time may take it from there.
+    fn time_passes(&mut self, _retired: u64) {}
 }
 
 /// A bus without devices: reads give all ones, writes are dropped.
@@ -125,7 +128,8 @@ pub trait LocalApic: Send {
     fn base(&mut self) -> u64;
     /// Writes IA32_APIC_BASE; false if the value is refused (#GP(0)).
     fn set_base(&mut self, value: u64) -> bool;
-    /// Whether an external interrupt is pending for delivery.
+    /// Whether an external interrupt is pending for delivery. After a no, a running processor asks
+    /// again only when [`crate::Kicker::call_attention`] tells it to.
     fn has_interrupt(&mut self) -> bool;
     /// Acknowledges the pending external interrupt and returns its vector.
     fn acknowledge(&mut self) -> Option<u8>;

@@ -192,20 +192,26 @@ impl Cpu {
         }
         let boundary = self.attend_in_order()?;
         self.events.is_mid_repeat = false;
+        self.engine.is_apic_quiet = !self.apic.as_mut().is_some_and(|apic| apic.has_interrupt());
         Ok(boundary)
     }
 
     /// Whether nothing can be pending.
-    fn is_quiet(&mut self) -> bool {
+    fn is_quiet(&self) -> bool {
         let e = &self.events;
+        let has_interrupt_source = e.interrupt_line.is_some() || self.may_apic_interrupt();
         let has_own = e.init || e.is_init_blocked || e.nmi || e.task_trap || e.is_mid_repeat;
-        !(has_own || self.has_virtual_interrupt())
+        !(has_own || has_interrupt_source || self.has_virtual_interrupt())
             && self.delivering.is_none()
             && !self.has_vmx_boundary_work()
             && self.state.activity == Activity::Active
             && self.state.pending_debug == 0
             && self.state.dr7 & DR7_ENABLES == 0
-            && !self.has_external_interrupt()
+    }
+
+    /// Whether the local APIC has to be asked for an interrupt.
+    fn may_apic_interrupt(&self) -> bool {
+        self.apic.is_some() && !self.engine.is_apic_quiet
     }
 
     fn attend_in_order(&mut self) -> Exec<Boundary> {

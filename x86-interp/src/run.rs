@@ -96,6 +96,9 @@ pub(crate) struct Engine {
     pub(crate) portions: u64,
     /// See [`Cpu::set_only_processors_write`].
     only_processors_write: bool,
+    /// The local APIC had no interrupt when it was last asked, and nobody has called attention or
+    /// begun a run since.
+    pub(crate) is_apic_quiet: bool,
 }
 
 impl Default for Hot {
@@ -149,7 +152,18 @@ impl Cpu {
     /// Runs until something stops the processor, at most `budget` instructions: fewer if repeated
     /// string instructions, each of which counts as one, take much longer than others.
     pub fn run(&mut self, budget: u64) -> Stop {
+        self.run_with_slack(budget, 0)
+    }
+
+    /// As [`Self::run`], but ends behind a whole block: up to 63 instructions later. Exactness
+    /// costs a look around at each of the last instructions.
+    pub fn run_whole_blocks(&mut self, budget: u64) -> Stop {
+        self.run_with_slack(budget, block::MAX_INSNS as u64 - 1)
+    }
+
+    fn run_with_slack(&mut self, budget: u64, slack: u64) -> Stop {
         let end = self.retired.saturating_add(budget.min(i64::MAX as u64 / 2));
+        self.engine.is_apic_quiet = false;
         self.outside_may_have_written();
         let deliveries = self.events.deliveries().saturating_add(budget);
         let portions = (budget / PORTION_INSNS).max(FEW_PORTIONS);
@@ -159,7 +173,7 @@ impl Cpu {
             if self.events.deliveries() > deliveries || self.engine.portions >= portions {
                 return Stop::Budget;
             }
-            let mut result = self.run_once(end);
+            let mut result = self.run_once(end, slack);
             if let Err(Fault::Exception(exception)) = result {
                 result = self.raise(exception);
             }
@@ -177,14 +191,14 @@ impl Cpu {
     }
 
     /// Handles what is pending at this instruction boundary, then runs blocks.
-    fn run_once(&mut self, end: u64) -> Exec {
+    fn run_once(&mut self, end: u64, slack: u64) -> Exec {
         self.hot.code_written = false;
         self.look_around(end)?;
         if self.attend()? == Boundary::Delivered {
             self.outside_may_have_written();
             return Ok(());
         }
-        let end = self.timer_horizon(end);
+        let end = self.timer_horizon(end.saturating_add(slack));
         if !self.needs_step() {
             self.run_blocks(end, false)?;
             self.commit_shadow();
@@ -247,10 +261,11 @@ impl Cpu {
 
     /// Looks for kicks, stops, events and the end of the budget.
     fn look_around(&mut self, end: u64) -> Exec {
-        if self.hot.limit.load(Ordering::Relaxed) != 0
-            && self.hot.limit.swap(0, Ordering::Acquire) == KICK
-        {
-            return Err(self.kicked());
+        if self.hot.limit.load(Ordering::Relaxed) != 0 {
+            self.engine.is_apic_quiet = false;
+            if self.hot.limit.swap(0, Ordering::Acquire) == KICK {
+                return Err(self.kicked());
+            }
         }
         self.refresh_map();
         let marks = self.phys.code_marks();

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmx_model::addr::Hpa;
 use x86_interp::Kicker;
-use x86_interp::bus::{self, Bus, Suspend};
+use x86_interp::bus::{self, Bus, Clock, Suspend};
 
 use crate::acpi::Pm;
 use crate::apic::{Delivery, Effect, LocalApic, Message};
+use crate::clock::MachineClock;
 use crate::fw_cfg::{self, FwCfg};
 use crate::ioapic::{self, IoApic};
 use crate::pic::Pic;
@@ -330,13 +331,16 @@ impl Board {
 pub(crate) struct Seat {
     board: Arc<Mutex<Board>>,
     cpu: usize,
+    clock: MachineClock,
 }
 
 impl Seat {
-    pub(crate) fn new(board: &Arc<Mutex<Board>>, cpu: usize) -> Self {
+    /// Returns the place of `cpu`, which has its time from `clock`.
+    pub(crate) fn new(board: &Arc<Mutex<Board>>, cpu: usize, clock: MachineClock) -> Self {
         Self {
             board: Arc::clone(board),
             cpu,
+            clock,
         }
     }
 
@@ -368,6 +372,14 @@ impl Bus for Seat {
         self.board().port_write(port, size, value);
         Ok(())
     }
+
+    fn time_passes(&mut self, retired: u64) {
+        let now = self.clock.tsc(retired);
+        let mut board = self.board();
+        if now > board.now {
+            board.advance(now);
+        }
+    }
 }
 
 impl bus::LocalApic for Seat {
@@ -386,7 +398,10 @@ impl bus::LocalApic for Seat {
     }
 
     fn set_base(&mut self, value: u64) -> bool {
-        self.board().apics[self.cpu].set_base(value);
+        let mut board = self.board();
+        board.apics[self.cpu].set_base(value);
+        // Without an APIC, the PIC interrupts directly.
+        board.kickers[self.cpu].call_attention();
         true
     }
 

@@ -9,6 +9,7 @@
 pub mod acpi;
 pub mod apic;
 pub(crate) mod board;
+mod clock;
 pub mod fw_cfg;
 pub mod ioapic;
 pub mod loader;

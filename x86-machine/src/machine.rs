@@ -7,7 +7,6 @@
 //! reads a time that another one has left behind.
 
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +25,7 @@ use x86_interp::{Cpu, Stop};
 
 use crate::acpi;
 use crate::board::{Board, End, Seat, Signals, lock};
+use crate::clock::MachineClock;
 use crate::loader::{self, Image, Memory};
 use crate::serial::Serial;
 
@@ -128,31 +128,9 @@ pub enum Outcome {
     Unexpected(CpuId, Stop),
 }
 
-/// The machine's time, as one processor sees it.
-struct MachineClock {
-    /// Added to the number of retired instructions.
-    skew: Arc<AtomicU64>,
-    host: Option<HostClock>,
-}
-
-impl Clock for MachineClock {
-    fn tsc(&mut self, instructions: u64) -> u64 {
-        match &mut self.host {
-            Some(host) => host.tsc(instructions),
-            None => instructions.wrapping_add(self.skew.load(Ordering::Relaxed)),
-        }
-    }
-
-    fn instructions_within(&self, ticks: u64) -> u64 {
-        self.host
-            .as_ref()
-            .map_or(ticks, |h| h.instructions_within(ticks))
-    }
-}
-
 struct Seated {
     cpu: Box<Cpu>,
-    skew: Arc<AtomicU64>,
+    clock: MachineClock,
     /// It stopped at HLT, or waits for a start-up IPI.
     is_waiting: bool,
 }
@@ -227,14 +205,11 @@ impl Machine {
     }
 
     fn add_processor(&mut self, n: usize, config: &Config, registry: &Arc<VmcsRegistry>) {
-        let skew = Arc::new(AtomicU64::new(0));
-        let clock = MachineClock {
-            skew: Arc::clone(&skew),
-            host: self.host_clock,
-        };
-        let seat = Seat::new(&self.board, n);
+        let clock = MachineClock::new(self.host_clock);
+        let seat = Seat::new(&self.board, n, clock.clone());
         let bus = Box::new(seat.clone());
-        let mut cpu = Box::new(Cpu::new(Arc::clone(&self.phys), bus, Box::new(clock)));
+        let its_clock = Box::new(clock.clone());
+        let mut cpu = Box::new(Cpu::new(Arc::clone(&self.phys), bus, its_clock));
         cpu.set_cpuid(config.cpuid.table());
         cpu.set_local_apic(Box::new(seat));
         // No device of the board writes memory; what others write is noted in `run`.
@@ -259,7 +234,7 @@ impl Machine {
         lock(&self.board).kickers.push(cpu.kicker());
         self.cpus.push(Seated {
             cpu,
-            skew,
+            clock,
             is_waiting: false,
         });
     }
@@ -347,9 +322,7 @@ impl Machine {
     /// Lets a processor run; returns how many instructions it has retired.
     fn take_turn(&mut self, n: usize, start: u64) -> Result<u64, Outcome> {
         let first = self.cpus[n].cpu.retired();
-        self.cpus[n]
-            .skew
-            .store(start.wrapping_sub(first), Ordering::Relaxed);
+        self.cpus[n].clock.set(first, start);
         let mut left = QUANTUM;
         loop {
             let elapsed = self.cpus[n].cpu.retired() - first;
@@ -357,7 +330,7 @@ impl Machine {
             let within = expires.map_or(left, |at| at.saturating_sub(start + elapsed));
             let budget = left.min(within.max(1));
             let before = self.cpus[n].cpu.retired();
-            let stop = self.cpus[n].cpu.run(budget);
+            let stop = self.cpus[n].cpu.run_whole_blocks(budget);
             let ran = self.cpus[n].cpu.retired() - before;
             left = left.saturating_sub(ran);
             self.cpus[n].is_waiting = stop == Stop::Halt;

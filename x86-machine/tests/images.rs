@@ -477,3 +477,31 @@ fn no_processor_sees_a_time_that_another_one_has_left_behind() {
     });
     assert_eq!(exit_value(machine.run(LIMIT_TICKS)), 0);
 }
+
+#[test]
+fn a_device_shows_the_time_of_the_access() {
+    // The power-management timer ticks once in 280 instructions; the loop has 2 more.
+    let (mut machine, _) = machine(1, false, |a| {
+        let mut next = a.create_label();
+        let mut wait = a.create_label();
+        a.mov(edx, 0x608)?;
+        a.mov(ebp, 3)?;
+        a.xor(esi, esi)?;
+        a.set_label(&mut next)?;
+        a.in_(eax, dx)?;
+        a.mov(ebx, eax)?;
+        a.mov(ecx, 140)?;
+        a.set_label(&mut wait)?;
+        a.dec(ecx)?;
+        a.jnz(wait)?;
+        a.in_(eax, dx)?;
+        a.sub(eax, ebx)?;
+        a.lea(esi, dword_ptr(eax + esi * 4))?;
+        a.dec(ebp)?;
+        a.jnz(next)?;
+        a.mov(eax, esi)?;
+        exit(a)
+    });
+    // Each time one tick.
+    assert_eq!(exit_value(machine.run(LIMIT_TICKS)), 0b01_0101);
+}

@@ -129,6 +129,7 @@ impl Cpu {
     }
 
     fn port_read<W: Width>(&mut self, port: u16) -> Exec<W> {
+        self.bus.time_passes(self.retired);
         let answer = self.bus.port_read(port, W::BYTES);
         let value = answer.map_err(|_| self.suspend())?;
         self.note_port_access(port, W::BYTES);
@@ -136,6 +137,7 @@ impl Cpu {
     }
 
     fn port_write<W: Width>(&mut self, port: u16, value: W) -> Exec {
+        self.bus.time_passes(self.retired);
         let answer = self.bus.port_write(port, W::BYTES, value.to_u64() as u32);
         answer.map_err(|_| self.suspend())?;
         self.note_port_access(port, W::BYTES);

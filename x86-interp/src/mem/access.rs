@@ -209,6 +209,7 @@ impl Cpu {
             };
         }
         self.outside_may_have_written();
+        self.bus.time_passes(self.retired);
         let mut done = 0;
         while done < bytes.len() {
             let size = piece(bytes.len() - done);
@@ -230,6 +231,7 @@ impl Cpu {
             return Ok(());
         }
         self.outside_may_have_written();
+        self.bus.time_passes(self.retired);
         let mut done = 0;
         while done < bytes.len() {
             let size = piece(bytes.len() - done);

@@ -129,14 +129,20 @@ impl Cpu {
     fn read_msr_outside(&mut self, index: u32) -> Option<u64> {
         match index {
             0x480..=0x4ff if self.has(crate::cpuid::Feature::Vmx) => self.msrs.vmx.msr(index),
-            0x800..=0x8ff => self.apic.as_mut()?.read_x2apic(index),
+            0x800..=0x8ff => {
+                self.bus.time_passes(self.retired);
+                self.apic.as_mut()?.read_x2apic(index)
+            }
             _ => None,
         }
     }
 
     fn write_msr_outside(&mut self, index: u32, value: u64) -> Option<()> {
         match index {
-            0x800..=0x8ff => self.apic.as_mut()?.write_x2apic(index, value),
+            0x800..=0x8ff => {
+                self.bus.time_passes(self.retired);
+                self.apic.as_mut()?.write_x2apic(index, value)
+            }
             _ => None,
         }
     }

@@ -99,6 +99,27 @@ fn a_run_stops_after_exactly_its_budget() {
 }
 
 #[test]
+fn a_run_of_whole_blocks_ends_behind_a_block() {
+    // A block of 50 instructions.
+    let code = assemble(64, |a| {
+        let mut top = a.create_label();
+        a.set_label(&mut top)?;
+        for _ in 0..49 {
+            a.inc(rax)?;
+        }
+        a.jmp(top)
+    });
+    for budget in [0, 1, 36, 37, 49, 50, 51, 99, 100, 2000, 2001] {
+        let mut cpu = processor(Bits::Long64, 64, &code);
+        assert_eq!(cpu.run_whole_blocks(budget), Stop::Budget);
+        let beyond = cpu.retired() - budget;
+        assert!(beyond < 64, "budget {budget}: {beyond}");
+        let is_whole = cpu.retired().is_multiple_of(50);
+        assert!(is_whole, "budget {budget}: {}", cpu.retired());
+    }
+}
+
+#[test]
 fn one_run_equals_many_short_ones() {
     let mut whole = processor(Bits::Long64, 64, &counted_loop());
     assert_eq!(whole.run(1500), Stop::Budget);

@@ -15,7 +15,7 @@ use crate::mem::tlb::{self, read_host, write_host};
 use crate::width::Width;
 
 /// Number of jump-cache entries.
-const JUMPS: usize = 2048;
+const JUMPS: usize = 4096;
 
 /// A tag that no jump has.
 const NO_TAG: u64 = u64::MAX;
@@ -135,8 +135,8 @@ pub(crate) unsafe fn leave(cpu: *mut Cpu, _: *const Uop) -> *const Uop {
     black_box(core::ptr::null())
 }
 
-/// A successor without a link: looks into the jump cache, else leaves the run, which may link it.
-#[cold]
+/// A successor without a link, as all in other pages are: looks into the jump cache, else leaves the
+/// run, which may link it.
 #[inline(never)]
 unsafe fn unlinked<const TAKEN: bool>(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
     // SAFETY: `uop`, "Safety"; the link lies in memory that the block owns and that is only
@@ -150,7 +150,10 @@ unsafe fn unlinked<const TAKEN: bool>(cpu: *mut Cpu, op: *const Uop) -> *const U
         };
         let entry = find(cpu, rip);
         if !entry.is_null() {
-            join(place, header(op), entry);
+            let from = &*(*header(op)).block;
+            if from.linear_page(rip) == from.linear_page(from.rip) {
+                join(place, header(op), entry);
+            }
             enter!(cpu, entry);
         }
         (*cpu).state.rip = rip;
@@ -210,7 +213,7 @@ unsafe fn join(place: *mut *const Uop, from: *const Header, entry: *const Uop) {
     unsafe {
         let from = &*(*from).block;
         let found = &*(*entry.cast::<Header>().sub(1)).block;
-        let page = |b: &Block| b.mode.cs_base.wrapping_add(b.rip) >> 12;
+        let page = |b: &Block| b.linear_page(b.rip);
         let is_near = page(from) == page(found) && from.generation() == found.generation();
         if is_near && from.mode == found.mode {
             *place = entry;

@@ -384,7 +384,15 @@ impl Emit<'_> {
             Mnemonic::Push => self.push_operand(c),
             Mnemonic::Pop => self.pop_operand(c),
             Mnemonic::Leave => self.by_stack(c, &stack::LEAVE, Fields::default()),
-            Mnemonic::Nop if c.iced.op_count() == 0 => Some(()),
+            // Nothing to execute.
+            Mnemonic::Nop
+            | Mnemonic::Endbr32
+            | Mnemonic::Endbr64
+            | Mnemonic::Prefetchw
+            | Mnemonic::Prefetchnta
+            | Mnemonic::Prefetcht0
+            | Mnemonic::Prefetcht1
+            | Mnemonic::Prefetcht2 => Some(()),
             Mnemonic::Cbw | Mnemonic::Cwde | Mnemonic::Cdqe => self.implicit(c, &stack::EXTEND_A),
             Mnemonic::Cwd | Mnemonic::Cdq | Mnemonic::Cqo => self.implicit(c, &stack::SIGN_D),
             Mnemonic::Jmp => self.jmp(c),
