@@ -11,7 +11,7 @@ use crate::bus::{Bus, Clock, LocalApic};
 use crate::cpuid::{CpuidTable, Feature, Profile};
 use crate::decode;
 use crate::events::Events;
-use crate::exec;
+use crate::exec::{self, monitor::Monitor};
 use crate::fault::{Exec, Fault};
 use crate::flags::LazyFlags;
 use crate::fpu::FpuState;
@@ -72,6 +72,7 @@ pub struct Cpu {
     /// Instructions retired since the processor was made.
     pub(crate) retired: u64,
     pub(crate) engine: Engine,
+    pub(crate) monitor: Monitor,
     /// VMX: the logical processor and what is pending for it.
     pub(crate) vmx: VmxContext,
 }
@@ -104,6 +105,7 @@ impl Cpu {
             pending_stop: None,
             retired: 0,
             engine: Engine::default(),
+            monitor: Monitor::default(),
             vmx: VmxContext::default(),
         }
     }

@@ -190,9 +190,14 @@ impl Cpu {
         if self.is_quiet() {
             return Ok(Boundary::Execute);
         }
-        let boundary = self.attend_in_order()?;
+        let outcome = self.attend_in_order();
+        if !matches!(outcome, Ok(Boundary::Execute)) {
+            self.monitor.wake();
+        }
+        let boundary = outcome?;
         self.events.is_mid_repeat = false;
         self.engine.is_apic_quiet = !self.apic.as_mut().is_some_and(|apic| apic.has_interrupt());
+        self.attend_to_wait()?;
         Ok(boundary)
     }
 
@@ -205,6 +210,7 @@ impl Cpu {
             && self.delivering.is_none()
             && !self.has_vmx_boundary_work()
             && self.state.activity == Activity::Active
+            && !self.monitor.is_waiting()
             && self.state.pending_debug == 0
             && self.state.dr7 & DR7_ENABLES == 0
     }

@@ -17,6 +17,8 @@ pub enum Stop {
     /// The processor is halted, waits for a startup IPI, or otherwise cannot go on without an
     /// event.
     Halt,
+    /// The processor waits at MWAIT: [`crate::Cpu::set_waits_at_mwait`].
+    Wait,
     /// The processor is in the shutdown state (triple fault outside VMX non-root operation).
     Shutdown,
     /// The bus asked to be called again later; the instruction has not completed.

@@ -131,8 +131,17 @@ pub enum Outcome {
 struct Seated {
     cpu: Box<Cpu>,
     clock: MachineClock,
+    rest: Rest,
+}
+
+/// Whether a processor had something to do in its last turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rest {
+    None,
     /// It stopped at HLT, or waits for a start-up IPI.
-    is_waiting: bool,
+    Halted,
+    /// It waits at MWAIT, but not for ever.
+    AtMwait,
 }
 
 /// The far end of a machine's serial line.
@@ -214,6 +223,7 @@ impl Machine {
         cpu.set_local_apic(Box::new(seat));
         // No device of the board writes memory; what others write is noted in `run`.
         cpu.set_only_processors_write(true);
+        cpu.set_waits_at_mwait(true);
         cpu.system_registers_mut().apic_id = n as u32;
         let mut vmx = config.vmx.clone();
         vmx.facts = cpu.cpuid_table().facts();
@@ -235,7 +245,7 @@ impl Machine {
         self.cpus.push(Seated {
             cpu,
             clock,
-            is_waiting: false,
+            rest: Rest::None,
         });
     }
 
@@ -333,8 +343,13 @@ impl Machine {
             let stop = self.cpus[n].cpu.run_whole_blocks(budget);
             let ran = self.cpus[n].cpu.retired() - before;
             left = left.saturating_sub(ran);
-            self.cpus[n].is_waiting = stop == Stop::Halt;
-            let is_over = left == 0 || stop == Stop::Halt || stop == Stop::Budget && ran == 0;
+            let rest = match stop {
+                Stop::Halt => Rest::Halted,
+                Stop::Wait => Rest::AtMwait,
+                _ => Rest::None,
+            };
+            self.cpus[n].rest = rest;
+            let is_over = left == 0 || rest != Rest::None || stop == Stop::Budget && ran == 0;
             if let Some(outcome) = outcome_of(CpuId(n as u32), stop) {
                 return Err(outcome);
             }
@@ -388,7 +403,7 @@ impl Machine {
         let timers = board.apics.iter().filter_map(|a| a.expires());
         let next = timers.chain(board.next_event()).min();
         drop(board);
-        if has_signals || !self.cpus.iter().all(|c| c.is_waiting) {
+        if has_signals || self.cpus.iter().any(|c| c.rest == Rest::None) {
             self.now += 1;
             return None;
         }
@@ -397,6 +412,7 @@ impl Machine {
             Some(at) if !has_guest => self.now = at.max(self.now + 1),
             Some(at) => self.now = at.clamp(self.now + 1, self.now + QUANTUM),
             None if has_guest && self.now - quiet_since < PATIENCE => self.now += QUANTUM,
+            None if self.cpus.iter().any(|c| c.rest == Rest::AtMwait) => self.now += QUANTUM,
             None if wakes && self.now == quiet_since => self.now += 1,
             None => return Some(Outcome::Idle),
         }
@@ -443,7 +459,7 @@ fn signal(cpu: &mut Cpu, signals: Signals) {
 /// What ends the machine, of what stops a processor.
 fn outcome_of(cpu: CpuId, stop: Stop) -> Option<Outcome> {
     Some(match stop {
-        Stop::Budget | Stop::Kick | Stop::Halt => return None,
+        Stop::Budget | Stop::Kick | Stop::Halt | Stop::Wait => return None,
         Stop::Shutdown => Outcome::Shutdown(cpu),
         Stop::Unimplemented(which) => Outcome::Unimplemented(cpu, which),
         Stop::VmxAbort(indicator) => Outcome::VmxAbort(cpu, indicator),

@@ -24,6 +24,7 @@ const VMCS_POINTERS: u32 = 0x9100;
 const COUNT: u32 = 0x500;
 const RESULT: u32 = 0x504;
 const NUMBER: u32 = 0x508;
+const SIGNAL: u32 = 0x518;
 const LIMIT_TICKS: u64 = 20_000_000;
 
 type Code = fn(&mut CodeAssembler) -> Result<(), IcedError>;
@@ -504,4 +505,55 @@ fn a_device_shows_the_time_of_the_access() {
     });
     // Each time one tick.
     assert_eq!(exit_value(machine.run(LIMIT_TICKS)), 0b01_0101);
+}
+
+/// Waits at MWAIT until the word at SIGNAL is not 0, and counts the waits in EBP.
+fn wait_at_mwait(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut again = a.create_label();
+    let mut done = a.create_label();
+    a.xor(ebp, ebp)?;
+    a.set_label(&mut again)?;
+    a.mov(eax, SIGNAL)?;
+    a.xor(ecx, ecx)?;
+    a.xor(edx, edx)?;
+    a.monitor()?;
+    a.cmp(dword_ptr(SIGNAL), 0)?;
+    a.jne(done)?;
+    a.mwait()?;
+    a.inc(ebp)?;
+    a.jmp(again)?;
+    a.set_label(&mut done)?;
+    a.nop()
+}
+
+#[test]
+fn a_store_wakes_a_processor_that_waits_at_mwait() {
+    let (mut machine, _) = machine(2, false, |a| {
+        let mut delay = a.create_label();
+        a.mov(dword_ptr(SIGNAL), 0)?;
+        start_others(a)?;
+        a.mov(ecx, 1_000_000)?;
+        a.set_label(&mut delay)?;
+        a.dec(ecx)?;
+        a.jnz(delay)?;
+        a.inc(dword_ptr(SIGNAL))?;
+        wait_and_exit(a, 1)
+    });
+    prepare(&machine, |a| {
+        wait_at_mwait(a)?;
+        a.mov(dword_ptr(RESULT), ebp)?;
+        finish(a)
+    });
+    // The other one has had a thousand turns meanwhile.
+    let waits = exit_value(machine.run(LIMIT_TICKS));
+    assert!((1..100).contains(&waits), "{waits}");
+}
+
+#[test]
+fn a_machine_that_waits_at_mwait_without_a_timer_goes_on() {
+    let (mut machine, _) = machine(1, false, |a| {
+        a.mov(dword_ptr(SIGNAL), 0)?;
+        wait_at_mwait(a)
+    });
+    assert_eq!(machine.run(LIMIT_TICKS), Outcome::Limit);
 }

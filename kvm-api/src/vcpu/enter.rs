@@ -338,7 +338,7 @@ impl Loaded<'_> {
                     cpu.force_vm_exit();
                     return Left::HostFault;
                 }
-                Stop::Halt | Stop::Shutdown | Stop::Suspended | Stop::VmxAbort(_) => {
+                Stop::Halt | Stop::Wait | Stop::Shutdown | Stop::Suspended | Stop::VmxAbort(_) => {
                     cpu.force_vm_exit();
                     return Left::Exit;
                 }

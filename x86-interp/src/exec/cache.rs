@@ -1,5 +1,5 @@
 //! Caches, ordering, waiting: WBINVD, INVD, WBNOINVD, CLFLUSH, CLFLUSHOPT, CLWB, CLDEMOTE, LFENCE,
-//! SFENCE, MFENCE, SERIALIZE, PAUSE, MONITOR, MWAIT; and RSM, which is undefined outside SMM.
+//! SFENCE, MFENCE, SERIALIZE, PAUSE; and RSM, which is undefined outside SMM.
 //!
 //! SDM Vol. 2: the instructions. There is no cache to flush; what these instructions check, they
 //! check.
@@ -15,11 +15,6 @@ use crate::insn::{Insn, Plain};
 use crate::mem::{Access, Privilege};
 use crate::{Cpu, Exec};
 
-/// IA32_MISC_ENABLE: MONITOR and MWAIT are enabled.
-const MISC_ENABLE_MONITOR: u64 = 1 << 18;
-/// ECX of MWAIT: interrupts end the wait even if they are masked.
-const MWAIT_INTERRUPT_BREAK: u64 = 1;
-
 /// Returns who executes an instruction of this file.
 pub(crate) fn lookup(code: Code) -> Option<Row> {
     let (plain, traits): (Plain, Traits) = match code.mnemonic() {
@@ -29,8 +24,6 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
         Mnemonic::Pause => (pause, Traits::empty()),
         Mnemonic::Lfence | Mnemonic::Sfence | Mnemonic::Mfence => (mfence, Traits::empty()),
         Mnemonic::Serialize => (mfence, Traits::OUTSIDE),
-        Mnemonic::Monitor => (monitor, Traits::empty()),
-        Mnemonic::Mwait => (mwait, Traits::ENDS_BLOCK),
         Mnemonic::Rsm => (rsm, Traits::ENDS_BLOCK),
         _ => return None,
     };
@@ -78,38 +71,6 @@ fn mfence(_: &mut Cpu, _: &Insn) -> Exec {
     Ok(())
 }
 
-/// MONITOR: a byte load from DS:rAX.
-fn monitor(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    require_monitor(cpu)?;
-    cpu.ask(Instruction::Monitor, insn)?;
-    if cpu.gpr[1] as u32 != 0 {
-        return Err(Exception::gp(0).into());
-    }
-    let offset = cpu.address_register(0, insn.address_bytes);
-    let linear = cpu.linear(insn.memory.segment, offset, 1, Access::Read)?;
-    cpu.translate(linear, Access::Read, Privilege::Current)?;
-    Ok(())
-}
-
-/// MWAIT. Choice: it does not wait, as if a store or another event had ended the wait at once;
-/// that is always allowed.
-fn mwait(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    require_monitor(cpu)?;
-    cpu.ask(Instruction::Mwait, insn)?;
-    if u64::from(cpu.gpr[1] as u32) & !MWAIT_INTERRUPT_BREAK != 0 {
-        return Err(Exception::gp(0).into());
-    }
-    Ok(())
-}
-
-/// #UD unless the CPL is 0 and MONITOR is enabled.
-fn require_monitor(cpu: &Cpu) -> Exec {
-    if cpu.cpl() != 0 || cpu.msrs.misc_enable & MISC_ENABLE_MONITOR == 0 {
-        return Err(Exception::UD.into());
-    }
-    Ok(())
-}
-
 /// RSM: there is no SMM.
 fn rsm(_: &mut Cpu, _: &Insn) -> Exec {
     Err(Exception::UD.into())
@@ -126,8 +87,6 @@ mod tests {
         let rows: &[(&str, &[u8], Exec)] = &[
             ("WBINVD", &[0x0f, 0x09], GP),
             ("INVD", &[0x0f, 0x08], GP),
-            ("MONITOR", &[0x0f, 0x01, 0xc8], UD),
-            ("MWAIT", &[0x0f, 0x01, 0xc9], UD),
             ("MFENCE", &[0x0f, 0xae, 0xf0], Ok(())),
             ("PAUSE", &[0xf3, 0x90], Ok(())),
         ];
@@ -138,18 +97,6 @@ mod tests {
             assert_eq!(execute(&mut user(cpu), code), *expected, "{name}");
         }
         assert_eq!(execute(&mut long_mode(), &[0x0f, 0xaa]), UD, "RSM");
-    }
-
-    #[test]
-    fn monitor_and_mwait_refuse_unknown_extensions() {
-        let mut cpu = long_mode();
-        cpu.gpr[1] = 1;
-        assert_eq!(execute(&mut cpu, &[0x0f, 0x01, 0xc8]), GP);
-        assert_eq!(execute(&mut cpu, &[0x0f, 0x01, 0xc9]), Ok(()));
-        cpu.gpr[1] = 2;
-        assert_eq!(execute(&mut cpu, &[0x0f, 0x01, 0xc9]), GP);
-        cpu.msrs.misc_enable = 0;
-        assert_eq!(execute(&mut cpu, &[0x0f, 0x01, 0xc8]), UD);
     }
 
     #[test]

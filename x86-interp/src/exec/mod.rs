@@ -25,6 +25,7 @@ mod interrupt;
 mod io;
 pub(crate) mod iret;
 mod logic;
+pub(crate) mod monitor;
 mod msr;
 mod nothing;
 mod protection;
@@ -93,6 +94,7 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     user_wait::lookup,
     io::lookup,
     cache::lookup,
+    monitor::lookup,
     protection::lookup,
     fpu_state::lookup,
     fpu_arithmetic::lookup,

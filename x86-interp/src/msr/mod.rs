@@ -39,6 +39,8 @@ pub struct Msrs {
     pub apic_base: u64,
     pub feature_control: u64,
     pub misc_enable: u64,
+    /// MSR_POWER_CTL.
+    pub power_ctl: u64,
     pub bios_sign_id: u64,
     pub xss: u64,
     pub spec_ctrl: u64,
@@ -68,6 +70,7 @@ impl Default for Msrs {
             apic_base: 0xfee0_0900,
             feature_control: 0,
             misc_enable: rule::MISC_ENABLE_RESET,
+            power_ctl: 0,
             bios_sign_id: 1 << 32,
             xss: 0,
             spec_ctrl: 0,

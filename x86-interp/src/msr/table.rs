@@ -177,6 +177,7 @@ pub const MSRS: &[Msr] = &[
     row(0x17a, "IA32_MCG_STATUS", F::Mca, Own(|m| &mut m.mcg_status), Bits(7)),
     row(0x1a0, "IA32_MISC_ENABLE", F::Msr, Own(|m| &mut m.misc_enable), Do(rule::write_misc_enable)),
     row(0x1d9, "IA32_DEBUGCTL", F::Msr, State(|s| &mut s.debugctl), Bits(DEBUGCTL_SUPPORTED)),
+    row(0x1fc, "MSR_POWER_CTL", F::Monitor, Own(|m| &mut m.power_ctl), Any),
     variable(0x200, "IA32_MTRR_PHYSBASE0"),
     variable(0x201, "IA32_MTRR_PHYSMASK0"),
     variable(0x202, "IA32_MTRR_PHYSBASE1"),

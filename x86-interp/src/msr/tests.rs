@@ -38,6 +38,7 @@ fn values_are_accepted_or_refused() {
         (0x3b, &[5, u64::MAX], &[]),
         (0xfe, &[], &[0x508]),
         (0x174, &[0x10], &[]),
+        (0x1fc, &[0, 0x0024_005f], &[]),
         (
             0x175,
             &[0, 0xffff_8000_0000_0000, 0x00ff_ffff_ffff_ffff],

@@ -124,7 +124,8 @@ impl Cpu {
     #[inline]
     pub(crate) fn has_preemption_timer_work(&self) -> bool {
         self.vmx.timer.is_some_and(|timer| {
-            self.state.activity != Activity::Active || self.retired >= timer.next_look
+            let is_active = self.state.activity == Activity::Active && !self.monitor.is_waiting();
+            !is_active || self.retired >= timer.next_look
         })
     }
 
