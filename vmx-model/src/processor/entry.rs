@@ -93,7 +93,7 @@ impl LogicalProcessor {
             return EntryOutcome::Fail(failed);
         }
         match self.check_entry(state, memory) {
-            Ok(plan) => self.load_guest(plan, memory, registers),
+            Ok(plan) => self.load_guest(&plan, memory, registers),
             Err(failure) => self.fail_entry(failure, state, memory, registers),
         }
     }
@@ -142,7 +142,7 @@ impl LogicalProcessor {
 
     fn load_guest(
         &mut self,
-        plan: EntryPlan,
+        plan: &EntryPlan,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> EntryOutcome {

@@ -250,7 +250,7 @@ fn cryptography(mnemonic: Mnemonic) -> Option<Plain> {
         M::Aeskeygenassist | M::Vaeskeygenassist => three!(16, crypto::assist),
         M::Pclmulqdq | M::Vpclmulqdq => three!(16, crypto::carryless),
         M::Gf2p8mulb | M::Vgf2p8mulb => two!(1, |a, b| zip(a, b, crypto::multiply)),
-        M::Gf2p8affineqb | M::Vgf2p8affineqb => three!(1, |a, b, i| crypto::affine(a, b, i)),
+        M::Gf2p8affineqb | M::Vgf2p8affineqb => three!(1, crypto::affine),
         M::Gf2p8affineinvqb | M::Vgf2p8affineinvqb => three!(1, |a, b, i| crypto::affine(map(a, crypto::inverse), b, i)),
         _ => return None,
     })

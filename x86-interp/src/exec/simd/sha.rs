@@ -60,8 +60,11 @@ const fn majority(x: u32, y: u32, z: u32) -> u32 {
     x & y ^ x & z ^ y & z
 }
 
+/// A function of three words of a round.
+type Round = fn(u32, u32, u32) -> u32;
+
 /// The logical functions and constants of SHA-1, by the immediate's low bits.
-const SHA1: [(fn(u32, u32, u32) -> u32, u32); 4] = [
+const SHA1: [(Round, u32); 4] = [
     (choose, 0x5a82_7999),
     (parity, 0x6ed9_eba1),
     (majority, 0x8f1b_bcdc),

@@ -103,7 +103,7 @@ pub(crate) fn each_lane(count: usize, f: impl Fn(usize) -> u128) -> Value {
 /// Returns element `n` of elements of `bytes` bytes, at most 8.
 pub(crate) const fn element(value: &Value, n: usize, bytes: usize) -> u64 {
     let bit = 8 * bytes * n;
-    (value[bit / 128 & 3] >> (bit % 128)) as u64 & u64::MAX >> (64 - 8 * bytes)
+    (value[(bit / 128) & 3] >> (bit % 128)) as u64 & u64::MAX >> (64 - 8 * bytes)
 }
 
 /// Makes a vector: `f` says what is in element n. What lies beyond the elements is zero.
@@ -112,7 +112,7 @@ pub(crate) fn collect(elements: Elements, f: impl Fn(usize) -> u64) -> Value {
     for n in 0..elements.count {
         let bit = 8 * elements.bytes * n;
         let bits = f(n) & u64::MAX >> (64 - 8 * elements.bytes);
-        value[bit / 128 & 3] |= u128::from(bits) << (bit % 128);
+        value[(bit / 128) & 3] |= u128::from(bits) << (bit % 128);
     }
     value
 }
