@@ -7,7 +7,7 @@ use vmx_model::arch::{AccessRights, Cr0, Cr4, Efer, Segment, SegmentRegister};
 use vmx_model::event::Exception;
 
 use crate::bus::{EmptyBus, InstructionClock};
-use crate::cpuid::Profile;
+use crate::cpuid::{CpuidEntry, CpuidTable, Feature, Profile};
 use crate::mem::phys::{OwnedRam, PhysMap};
 use crate::{Cpu, Exec, Fault};
 
@@ -83,6 +83,23 @@ pub(crate) fn execute(cpu: &mut Cpu, code: &[u8]) -> Exec {
     cpu.phys.write_bytes(Hpa(CODE), code);
     cpu.state.rip = CODE;
     cpu.execute_plain()
+}
+
+/// Returns the leaves of a processor with every feature and AVX-512F.
+pub(crate) fn avx512_cpuid() -> CpuidTable {
+    let features = Profile::EVERYTHING.features().with(Feature::Avx512f);
+    let mut entries = Profile::EVERYTHING.table().entries().to_vec();
+    entries.retain(|e| e.function != 0xd);
+    entries.extend(crate::xstate::leaves(features));
+    for &(feature, leaf, subleaf, output, bit) in Feature::ALL {
+        let is_place = |e: &&mut CpuidEntry| {
+            e.function == leaf && (!e.has_index || e.index == subleaf) && features.has(feature)
+        };
+        if let Some(entry) = entries.iter_mut().find(is_place) {
+            *entry.output_mut(output) |= 1 << bit;
+        }
+    }
+    CpuidTable::new(entries)
 }
 
 /// #GP(0) as the end of an instruction.

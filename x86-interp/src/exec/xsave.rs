@@ -465,8 +465,11 @@ impl Area {
         places: impl Iterator<Item = (Component, u32)>,
     ) {
         for (component, at) in places.filter(|(c, _)| written & c.mask != 0) {
-            self.pieces
-                .push((at, cpu.component_bytes(&component, cpu.vector_registers())));
+            let bytes = cpu.component_bytes(&component, cpu.vector_registers());
+            // Outside 64-bit mode nothing of ZMM16 to ZMM31 is saved.
+            if !bytes.is_empty() {
+                self.pieces.push((at, bytes));
+            }
         }
     }
 

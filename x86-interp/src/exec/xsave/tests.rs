@@ -8,6 +8,7 @@ use crate::test_cpu::{DATA, GP, NM, UD, execute, long_mode, user};
 use crate::xstate;
 use crate::{Cpu, Exec};
 
+mod avx512;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod host;
 

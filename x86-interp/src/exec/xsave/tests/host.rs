@@ -14,6 +14,7 @@ use crate::Cpu;
 use crate::cpuid::Profile;
 use crate::system::SystemRegisters;
 use crate::test_cpu::{DATA, execute, long_mode};
+use crate::xstate;
 
 /// Where the emulated processor has the image to load, the image it saved, and the operand.
 const INPUT: u64 = DATA;
@@ -443,4 +444,92 @@ fn xsave_emulated(save: [u8; 4], input: &Image, output: &mut Image, restore: u32
         execute(&mut cpu, &code).expect("the area is valid");
     }
     cpu.phys.read_bytes(Hpa(OUTPUT), &mut output.0);
+}
+
+/// An area for the components of AVX-512 in the compacted form.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Wide([u8; 4096]);
+
+/// The components that are compared: in the compacted form every vendor has them at the same place.
+const COMPONENTS: u64 = xstate::X87 | xstate::SSE | xstate::AVX | xstate::AVX512;
+
+/// On the host: loads all of `input`, and saves the components of `saved`.
+fn wide_native(input: &Wide, output: &mut Wide, saved: u32) {
+    let mut own = Wide([0; 4096]);
+    // SAFETY: as in `instruction`; all components that change are saved first and restored last.
+    unsafe {
+        asm!(
+            "mov eax, {all}",
+            "xor edx, edx",
+            "xsave64 [{own}]",
+            "xrstor64 [{input}]",
+            "mov eax, {saved:e}",
+            "xsavec64 [{output}]",
+            "mov eax, {all}",
+            "xrstor64 [{own}]",
+            own = in(reg) &mut own,
+            input = in(reg) input,
+            output = in(reg) output,
+            saved = in(reg) saved,
+            all = const COMPONENTS,
+            out("eax") _,
+            out("edx") _,
+        );
+    }
+}
+
+fn wide_emulated(input: &Wide, output: &mut Wide, saved: u32) {
+    let mut cpu = super::avx512::prepare(long_mode());
+    cpu.system.xcr0 = COMPONENTS;
+    cpu.phys.write_bytes(Hpa(INPUT), &input.0);
+    cpu.phys.write_bytes(Hpa(OUTPUT), &output.0);
+    let all = COMPONENTS as u32;
+    for (code, at, mask) in [(super::XRSTOR, INPUT, all), (super::XSAVEC, OUTPUT, saved)] {
+        cpu.gpr[7] = at;
+        cpu.set_edx_eax(u64::from(mask));
+        execute(&mut cpu, &code).expect("the area is valid");
+    }
+    cpu.phys.read_bytes(Hpa(OUTPUT), &mut output.0);
+}
+
+#[test]
+fn the_components_of_avx512_are_where_the_host_has_them() {
+    if !is_x86_feature_detected!("avx512f") || !is_x86_feature_detected!("xsavec") {
+        eprintln!("skipped: the host has no AVX-512 or no XSAVEC");
+        return;
+    }
+    let mut random = SystemRegisters::default();
+    for case in 0..CASES {
+        let mut input = Wide([0; 4096]);
+        for piece in input.0[..3072].chunks_exact_mut(1024) {
+            piece.copy_from_slice(&random_image(&mut random).0);
+        }
+        let mut legacy = EMPTY;
+        legacy.0.copy_from_slice(&input.0[..1024]);
+        make_valid(&mut legacy, Start::Any);
+        input.0[..1024].copy_from_slice(&legacy.0);
+        input.0[512..576].fill(0);
+        let layout = COMPONENTS | 1 << 63;
+        input.0[512..520].copy_from_slice(&(random.next_random() & COMPONENTS).to_le_bytes());
+        input.0[520..528].copy_from_slice(&layout.to_le_bytes());
+        let saved = random.next_random() as u32 & COMPONENTS as u32;
+        let mut output = Wide([0; 4096]);
+        let mut ours = output;
+        wide_native(&input, &mut output, saved);
+        wide_emulated(&input, &mut ours, saved);
+        for (n, (ours, theirs)) in ours.0.chunks(1024).zip(output.0.chunks(1024)).enumerate() {
+            let [mut ours, mut theirs] = [ours, theirs].map(|piece| {
+                let mut image = EMPTY;
+                image.0.copy_from_slice(piece);
+                image
+            });
+            if n == 0 {
+                (ours, theirs) = (Image(comparable(ours)), Image(comparable(theirs)));
+            }
+            let in_use = input.0[512];
+            let context = format!("piece {n}, case {case}, XSTATE_BV {in_use:x}, save {saved:x}");
+            assert_same(ours.0, theirs.0, &context);
+        }
+    }
 }
