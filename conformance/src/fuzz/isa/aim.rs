@@ -3,6 +3,7 @@
 use super::Bits;
 use super::case::{Case, DATA};
 use super::generate::Draft;
+use super::host::{ARENA, ARENA_BYTES};
 use iced_x86::{Mnemonic as M, OpKind, Register};
 
 /// Sets what the instruction of the case uses; `None` if the case is of no use.
@@ -100,11 +101,18 @@ fn memory_operand(draft: &mut Draft, case: &mut Case) {
     }
 }
 
-/// Fills the index register of a VSIB operand: small indices, few of them far away.
+/// Fills the index register of a VSIB operand: small indices, few of them far away, but none where
+/// the two sides have other things mapped.
 fn vector_index(draft: &mut Draft, case: &mut Case) {
     let i = case.instruction;
     let n = i.memory_index().number() & 31;
     let index_bytes = if i.is_vsib64() { 8 } else { 4 };
+    let scale = u64::from(i.memory_index_scale());
+    let address = case.address().unwrap_or(0);
+    let mask = match i.memory_base().size() {
+        4 => 0xffff_ffff,
+        _ => u64::MAX,
+    };
     let mut bytes = [0; 64];
     for lane in bytes.chunks_exact_mut(index_bytes) {
         let random = &mut draft.random;
@@ -113,7 +121,14 @@ fn vector_index(draft: &mut Draft, case: &mut Case) {
             1..4 => random.below(64).wrapping_neg(),
             _ => random.below(128),
         };
-        lane.copy_from_slice(&index.to_le_bytes()[..index_bytes]);
+        let extended = match index_bytes {
+            4 => i64::from(index as i32) as u64,
+            _ => index,
+        };
+        let target = address.wrapping_add(extended.wrapping_mul(scale)) & mask;
+        if !is_foreign(target) {
+            lane.copy_from_slice(&index.to_le_bytes()[..index_bytes]);
+        }
     }
     for (word, chunk) in case.state.fpu.vector[n]
         .iter_mut()
@@ -121,6 +136,13 @@ fn vector_index(draft: &mut Draft, case: &mut Case) {
     {
         *word = chunk.iter().rev().fold(0, |v, &b| v << 8 | u64::from(b));
     }
+}
+
+/// Whether an address is in the arena, but far from the data pages.
+fn is_foreign(address: u64) -> bool {
+    let around_data = DATA - 0x8_0000..DATA + 0x8_0000;
+    let arena = ARENA - 0x1000..ARENA + ARENA_BYTES as u64;
+    arena.contains(&address) && !around_data.contains(&address)
 }
 
 fn stack(draft: &mut Draft, case: &mut Case) {

@@ -15,8 +15,9 @@ use std::sync::OnceLock;
 use x86_interp::fpu::FpuState;
 
 /// Space around code and data that must not be anything else's.
-const ARENA: u64 = 0x1000_0000;
-const ARENA_BYTES: usize = 0x100_0000;
+pub(super) const ARENA: u64 = 0x1000_0000;
+/// Bytes of it.
+pub(super) const ARENA_BYTES: usize = 0x100_0000;
 /// Where the code page can be written.
 const CODE_ALIAS: u64 = 0x10c0_0000;
 /// The page of the stub.
