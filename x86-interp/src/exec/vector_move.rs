@@ -65,7 +65,11 @@ fn move_aligned<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     };
     if let Some(access) = memory {
         let bytes = u64::from(insn.vector.bytes);
-        let at = cpu.operand_linear(insn, usize::from(insn.vector.bytes), access)?;
+        // Where no element is active, nothing else is looked at.
+        let at = match insn.vector.mask {
+            0 => cpu.operand_linear(insn, usize::from(insn.vector.bytes), access)?,
+            _ => cpu.unchecked_linear(insn),
+        };
         if at.0 % bytes != 0 {
             return Err(Exception::gp(0).into());
         }

@@ -280,7 +280,7 @@ fn shifts(mnemonic: Mnemonic) -> Option<Plain> {
 }
 
 /// Shifts by an immediate, or by the low 64 bits of an XMM register or 16 bytes of memory.
-fn shift_all(
+pub(super) fn shift_all(
     cpu: &mut Cpu,
     insn: &Insn,
     element_bytes: usize,

@@ -6,32 +6,42 @@
 //! those that are computed in software ([`binary`]); [`vector`] and [`under_mxcsr`] apply them to
 //! the operands, whatever the encoding. A row is a mnemonic and its forms with V.
 
+pub(super) mod accumulate;
 mod approximate;
 mod binary;
 pub(super) mod blend;
+pub(super) mod compare_mask;
+pub(super) mod compress;
 mod crypto;
 mod dot;
+pub(super) mod element;
 mod exponent;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod float;
 mod fused;
-mod half;
 pub(super) mod gather;
+mod half;
 pub(super) mod insert;
 pub(super) mod integer;
 mod integers;
 mod lanes;
 pub(super) mod mmx;
 mod mmx_convert;
+pub(super) mod narrow;
+pub(super) mod opmask;
+pub(super) mod permute;
 mod predicate;
 mod round;
+pub(super) mod scatter;
 mod select;
-mod under_mxcsr;
-pub(super) mod permute;
 pub(super) mod sha;
+pub(super) mod table;
 pub(super) mod text;
+mod under_mxcsr;
 pub(crate) mod vector;
 
+#[cfg(test)]
+mod masking_tests;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
 

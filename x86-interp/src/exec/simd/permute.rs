@@ -40,7 +40,7 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
 
 /// VPERMD, VPERMPS and their like: element n is that of the last source which element n of the
 /// first source numbers.
-fn permute<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+pub(super) fn permute<const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_vector(insn)?;
     let elements = Elements::of(insn, BYTES);
     let table = cpu.read_vector(insn, 2, elements, Faults::Whole)?;
@@ -116,7 +116,10 @@ fn piece(insn: &Insn, bytes: usize) -> usize {
 
 /// VINSERTF128 and its like: `PIECE` bytes of the last source replace some of the first. The opmask
 /// is one of elements of `BYTES` bytes.
-fn insert_piece<const BYTES: usize, const PIECE: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+pub(super) fn insert_piece<const BYTES: usize, const PIECE: usize>(
+    cpu: &mut Cpu,
+    insn: &Insn,
+) -> Exec {
     cpu.check_vector(insn)?;
     let part = Elements {
         bytes: BYTES,
@@ -135,7 +138,10 @@ fn insert_piece<const BYTES: usize, const PIECE: usize>(cpu: &mut Cpu, insn: &In
 }
 
 /// VEXTRACTF128 and its like: `PIECE` bytes of the source go to a register or to memory.
-fn extract_piece<const BYTES: usize, const PIECE: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+pub(super) fn extract_piece<const BYTES: usize, const PIECE: usize>(
+    cpu: &mut Cpu,
+    insn: &Insn,
+) -> Exec {
     cpu.check_vector(insn)?;
     let source = cpu.register_lanes(insn, 1);
     let first = piece(insn, PIECE);
@@ -144,23 +150,32 @@ fn extract_piece<const BYTES: usize, const PIECE: usize>(cpu: &mut Cpu, insn: &I
         bytes: BYTES,
         count: PIECE / BYTES,
     };
+    if insn.operands[0] == Operand::Memory {
+        // The opmask suppresses no fault: type E6NF.
+        cpu.probe_operand(insn, PIECE)?;
+    }
     cpu.write_vector(insn, value, part)
 }
 
 /// VBROADCASTSS and its like: `SOURCE` bytes, again and again. The opmask is one of elements of
-/// `BYTES` bytes; memory is accessed if any of them is wanted.
-fn broadcast<const BYTES: usize, const SOURCE: usize>(cpu: &mut Cpu, insn: &Insn) -> Exec {
+/// `BYTES` bytes; of memory those are accessed that are wanted anywhere.
+pub(super) fn broadcast<const BYTES: usize, const SOURCE: usize>(
+    cpu: &mut Cpu,
+    insn: &Insn,
+) -> Exec {
     cpu.check_vector(insn)?;
     let elements = Elements::of(insn, BYTES);
     let source: Value = match insn.operands[1] {
         Operand::Vector(_) => cpu.register_lanes(insn, 1),
-        Operand::Memory if cpu.active(insn, elements.count) == 0 => [0; 4],
         Operand::Memory => {
             let one = Elements {
-                bytes: SOURCE,
-                count: 1,
+                bytes: BYTES,
+                count: SOURCE / BYTES,
             };
-            cpu.load_elements(insn, one, u64::MAX)?
+            let active = cpu.active(insn, elements.count);
+            let copies = (0..elements.count).step_by(one.count);
+            let wanted = copies.fold(0, |wanted, from| wanted | active >> from);
+            cpu.load_elements(insn, one, wanted)?
         }
         _ => [cpu.read::<u64>(insn, 1)?.into(), 0, 0, 0],
     };

@@ -317,8 +317,11 @@ impl Cpu {
         for n in (0..count).filter(|n| active >> n & 1 != 0) {
             let at = self.element_linear(insn, n * size, size, Access::Write)?;
             self.translate(at, Access::Write, Privilege::Current)?;
-            let last = at.offset(size as u64 - 1);
-            self.translate(last, Access::Write, Privilege::Current)?;
+            let last = at.offset(size as u64 - 1).0;
+            if at.0 >> 12 != last >> 12 {
+                let second_page = vmx_model::addr::Linear(last & !0xfff);
+                self.translate(second_page, Access::Write, Privilege::Current)?;
+            }
         }
         Ok(())
     }
