@@ -14,6 +14,7 @@ use vmx_model::event::Exception;
 
 use super::vector::is_vector_form;
 use super::{integer, lookup};
+use crate::cpuid::Profile;
 use crate::test_cpu::{DATA, GP, UD, execute, long_mode};
 use crate::{Cpu, Fault};
 
@@ -80,10 +81,13 @@ fn forms() -> Vec<Code> {
         "the oracle needs SSE4.2"
     );
     assert!(is_x86_feature_detected!("aes") && is_x86_feature_detected!("pclmulqdq"));
+    // What is behind features of no profile is left to `conformance fuzz isa`.
+    let offered = Profile::EVERYTHING.features();
     let is_ours = |&c: &Code| {
         let is_legacy = c.encoding() == iced_x86::EncodingKind::Legacy;
         let is_here = integer::lookup(c).is_some() || lookup(c).is_some();
-        is_legacy && c.op_code().mode64() && is_vector_form(c) && is_here && !is_approximate(c)
+        let is_usable = c.op_code().mode64() && offered.allows(c);
+        is_legacy && is_usable && is_vector_form(c) && is_here && !is_approximate(c)
     };
     Code::values().filter(is_ours).collect()
 }
