@@ -25,9 +25,9 @@ const CODE: u64 = 0x1000;
 /// Where the guest's page is, and its size with that of the EPT structures and VMCS regions.
 const CODE_HPA: u64 = 0x20_1000;
 const RAM_BYTES: usize = 4 << 20;
-/// Value of the VMX-preemption timer; the default profile counts every 32 ticks.
-const TIMER: u64 = 20;
-const INSTRUCTIONS: u64 = TIMER * 32;
+/// Value of the VMX-preemption timer; the default profile counts every tick.
+const TIMER: u64 = 640;
+const INSTRUCTIONS: u64 = TIMER;
 
 fn fresh() -> (Cpu, Arc<PhysMap>) {
     let phys = PhysMap::new();
