@@ -5,7 +5,7 @@
 use vmx_model::addr::Hpa;
 use vmx_model::arch::{Cr0, Cr4};
 
-use crate::test_cpu::{NM, UD, avx512_cpuid, execute, long_mode};
+use crate::test_cpu::{NM, UD, avx512_cpuid, execute, long_mode, protected_mode};
 use crate::{Cpu, Exec, Fault};
 
 /// VMOVDQU32 [RDI]{K1}, ZMM0.
@@ -153,6 +153,21 @@ fn gathers_and_scatters_keep_what_is_done_at_a_fault() {
         assert_eq!(execute(&mut cpu, code), Ok(()));
         assert_eq!(cpu.fpu.opmask[1], 0);
     }
+}
+
+#[test]
+fn an_operand_of_a_16_bit_address_goes_on_beyond_64_kib() {
+    let mut cpu = protected_mode();
+    cpu.set_cpuid(avx512_cpuid());
+    cpu.state.cr4 |= Cr4::OSXSAVE | Cr4::OSFXSR;
+    cpu.system.xcr0 = 0xe7;
+    cpu.fpu.opmask[1] = 2;
+    cpu.gpr[3] = 0xfffc;
+    cpu.phys.write_bytes(Hpa(0x1_0000), &[5, 0, 0, 0]);
+    // The same bytes: there [RDI] is [BX].
+    let code = [&[0x67], LOAD].concat();
+    assert_eq!(execute(&mut cpu, &code), Ok(()));
+    assert_eq!(cpu.fpu.vector[0][0] >> 32, 5);
 }
 
 #[test]

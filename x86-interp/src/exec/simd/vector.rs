@@ -240,12 +240,8 @@ impl Cpu {
         bytes: usize,
         access: Access,
     ) -> Exec<vmx_model::addr::Linear> {
-        let mask = match insn.address_bytes {
-            8 => u64::MAX,
-            4 => 0xffff_ffff,
-            _ => 0xffff,
-        };
-        let first = self.effective_address(insn).wrapping_add(offset as u64) & mask;
+        // Only where the operand begins wraps at the address size.
+        let first = self.effective_address(insn).wrapping_add(offset as u64);
         self.linear(insn.memory.segment, first, bytes as u64, access)
     }
 
@@ -308,6 +304,7 @@ impl Cpu {
         self.probe_active(insn, elements, active)
     }
 
+    /// Faults as a store of the elements that are set in `active` would.
     fn probe_active(&mut self, insn: &Insn, elements: Elements, active: u64) -> Exec {
         let Elements { bytes: size, count } = elements;
         let all = u64::MAX >> (64 - count.clamp(1, 64));
