@@ -13,6 +13,15 @@ use x86_interp::xstate::{AVX, EXTENDED, SSE, X87};
 
 /// Bytes of the area, and of what KVM_GET_XSAVE and KVM_SET_XSAVE copy.
 pub(crate) const XSAVE_BYTES: usize = 4096;
+// As long as every component lies in it, KVM_CAP_XSAVE2 answers as many bytes, and KVM_GET_XSAVE2
+// copies what KVM_GET_XSAVE does (api.rst, "KVM_GET_XSAVE2").
+const _: () = {
+    let mut n = 0;
+    while n < EXTENDED.len() {
+        assert!((EXTENDED[n].offset + EXTENDED[n].size) as usize <= XSAVE_BYTES);
+        n += 1;
+    }
+};
 /// MXCSR bits that the processor has.
 const MXCSR_MASK: u32 = 0xffff;
 
@@ -260,6 +269,28 @@ mod tests {
         bytes[XSTATE_BV] = 0;
         assert_eq!(fpu.set_xsave(&bytes), Ok(()));
         assert_eq!(fpu.to_xsave()[XMM], 0);
+    }
+
+    #[test]
+    fn every_component_goes_in_and_out_if_it_is_supported() {
+        for component in EXTENDED {
+            let mut fpu = GuestFpu::default();
+            let mut bytes = fpu.to_xsave();
+            let at = component.offset as usize;
+            let last = at + component.size as usize - 1;
+            (bytes[at], bytes[last]) = (0x55, 0xaa);
+            bytes[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&component.mask.to_le_bytes());
+            let is_supported = supported_xcr0() & component.mask != 0;
+            let expected = if is_supported {
+                Ok(())
+            } else {
+                Err(Errno::EINVAL)
+            };
+            assert_eq!(fpu.set_xsave(&bytes), expected, "{component:?}");
+            let kept = if is_supported { (0x55, 0xaa) } else { (0, 0) };
+            let after = fpu.to_xsave();
+            assert_eq!((after[at], after[last]), kept, "{component:?}");
+        }
     }
 
     #[test]
