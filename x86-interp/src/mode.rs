@@ -56,3 +56,34 @@ impl Mode {
         matches!(self, Self::Compatibility | Self::Long)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vmx_model::arch::Rflags;
+
+    use crate::Cpu;
+    use crate::test_cpu::{UD, execute, long_mode, protected_mode, real_mode};
+
+    #[test]
+    fn a_vex_prefix_is_undefined_in_real_address_and_virtual_8086_mode() {
+        // ANDN EAX, ECX, EDX: no state of AVX takes part.
+        let andn = [0xc4, 0xe2, 0x70, 0xf2, 0xc2];
+        let virtual_8086 = || {
+            let mut cpu = protected_mode();
+            cpu.state.rflags |= Rflags::VM;
+            cpu
+        };
+        let rows: [(fn() -> Cpu, _); 4] = [
+            (long_mode, Ok(())),
+            (protected_mode, Ok(())),
+            (real_mode, UD),
+            (virtual_8086, UD),
+        ];
+        for (mode, end) in rows {
+            let mut cpu = mode();
+            (cpu.gpr[1], cpu.gpr[2]) = (0x0f, 0x3c);
+            assert_eq!(execute(&mut cpu, &andn), end);
+            assert_eq!(cpu.gpr[0], if end == UD { 0 } else { 0x30 });
+        }
+    }
+}

@@ -40,8 +40,8 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
         Mnemonic::Xrstors | Mnemonic::Xrstors64 => (xrstors, ends),
         Mnemonic::Xgetbv => (xgetbv, none),
         Mnemonic::Xsetbv => (xsetbv, ends),
-        Mnemonic::Ldmxcsr => (ldmxcsr, none),
-        Mnemonic::Stmxcsr => (stmxcsr, none),
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => (ldmxcsr, none),
+        Mnemonic::Stmxcsr | Mnemonic::Vstmxcsr => (stmxcsr, none),
         _ => return None,
     };
     Some(Row { plain, traits })
@@ -271,7 +271,7 @@ fn xsetbv(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// LDMXCSR.
 fn ldmxcsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
+    cpu.check_vector(insn)?;
     let value = cpu.read::<u32>(insn, 0)?;
     if value & !MXCSR_MASK != 0 {
         return Err(Exception::gp(0).into());
@@ -282,7 +282,7 @@ fn ldmxcsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
 
 /// STMXCSR.
 fn stmxcsr(cpu: &mut Cpu, insn: &Insn) -> Exec {
-    cpu.check_sse()?;
+    cpu.check_vector(insn)?;
     cpu.write(insn, 0, cpu.fpu.mxcsr)
 }
 

@@ -2,7 +2,7 @@
 //! processor choose, and the few places where vendors differ. Everything else is compared.
 
 use super::case::{Case, DATA, Outcome, describe, hex};
-use iced_x86::{Code, Mnemonic, OpKind, Register};
+use iced_x86::{Code, EncodingKind, Mnemonic, OpKind, Register};
 use std::ops::Range;
 use x86_interp::fpu::FpuState;
 
@@ -75,7 +75,33 @@ pub(super) fn difference(
         let (a, b) = (a.rflags, b.rflags);
         return Some(format!("rflags {flags:#x}: host {a:x}, ours {b:x}"));
     }
-    fpu_difference(case, &a.fpu, &b.fpu).or_else(|| memory_difference(case, memory))
+    let [a, b] = [host, ours].map(|outcome| with_extended_mask(case, outcome));
+    fpu_difference(case, &a, &b).or_else(|| memory_difference(case, memory))
+}
+
+/// Returns the FPU after the instruction; what a gather that faulted has left of its mask is extended
+/// from the sign of each element. Intel processors do so before they access memory (SDM Vol. 2,
+/// "VGATHERDPS/VGATHERQPS", "Operation"), those of AMD clear each element that they have passed.
+fn with_extended_mask(case: &Case, outcome: &Outcome) -> FpuState {
+    let (i, mut fpu) = (&case.instruction, outcome.state.fpu.clone());
+    let is_gather = i.is_vsib() && i.code().encoding() == EncodingKind::VEX;
+    if !is_gather || outcome.exception.is_none() {
+        return fpu;
+    }
+    let has_quadwords = i.memory_size().size() == 8;
+    let register = &mut fpu.vector[i.op2_register().number()];
+    let length = i.op2_register().size() / 8;
+    for word in &mut register[..length] {
+        *word = match has_quadwords {
+            true => ((*word as i64) >> 63) as u64,
+            false => {
+                let extend = |half: u32| (half as i32 >> 31) as u32;
+                let (low, high) = (extend(*word as u32), extend((*word >> 32) as u32));
+                u64::from(high) << 32 | u64::from(low)
+            }
+        };
+    }
+    fpu
 }
 
 /// Whether the exceptions differ only in what the SDM leaves open: the address that a page fault
@@ -406,6 +432,19 @@ pub(super) fn is_incomparable(case: &Case, host: &Outcome) -> bool {
         }
         // Where it is no MMX instruction for AMD processors, no x87 exception comes before it.
         M::Cvtpi2ps => is_cvtpi2ps_of_memory(case) && case.state.fpu.is_exception_pending(),
+        // "Exceptions associated with addressing memory and page faults may still be signaled
+        // (implementation dependent)" where the mask is zero (SDM Vol. 2, "MASKMOVDQU"): AMD
+        // processors access the operand whole.
+        M::Maskmovdqu | M::Vmaskmovdqu => host.exception.is_some(),
+        // Exceptions Type 4 (SDM Vol. 2, "SHA1MSG1" and the others): an operand that is not aligned
+        // is #GP. AMD processors do not ask for alignment.
+        M::Sha1rnds4
+        | M::Sha1nexte
+        | M::Sha1msg1
+        | M::Sha1msg2
+        | M::Sha256rnds2
+        | M::Sha256msg1
+        | M::Sha256msg2 => case.address().is_some_and(|at| at & 15 != 0),
         // The alignment of the operand is not among the faults that the opmask suppresses (SDM Vol.
         // 2, "Type E1 Exceptions of EVEX-Encoded Instructions"). AMD processors do not look at it
         // where no element is active.

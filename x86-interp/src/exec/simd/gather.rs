@@ -1,10 +1,11 @@
 //! Gathers: elements from addresses that a vector register indexes (SDM Vol. 1, "VEX.256 and
 //! VEX.128 Data Gather"; Vol. 2, "Vector SIB (VSIB) Memory Addressing").
 //!
-//! Elements are loaded from the lowest on. At a fault those that are done stay done: the
+//! A mask of elements is extended from their signs. Elements are loaded from the lowest on. At a fault those that are done stay done: the
 //! destination has them, and their masks are clear.
 
 use iced_x86::{Code, EncodingKind, Mnemonic};
+use vmx_model::addr::Linear;
 use vmx_model::event::Exception;
 
 use super::blend::signs;
@@ -60,7 +61,7 @@ impl Cpu {
         of: &Indexed,
         n: usize,
         access: Access,
-    ) -> Exec<vmx_model::addr::Linear> {
+    ) -> Exec<Linear> {
         let index = element(&of.indices, n, of.index_bytes);
         let index = match of.index_bytes {
             4 => i64::from(index as i32) as u64,
@@ -100,6 +101,10 @@ fn gather<const INDEX: usize, const BYTES: usize>(cpu: &mut Cpu, insn: &Insn) ->
     };
     let of = cpu.indexed(insn, INDEX, BYTES);
     let active = signs(&cpu.register_lanes(insn, 2), elements);
+    for n in 0..elements.count {
+        let ones = u64::MAX * (active >> n & 1);
+        cpu.set_element(mask, n, BYTES, ones);
+    }
     for n in (0..elements.count).filter(|n| active >> n & 1 != 0) {
         let loaded = cpu.load_indexed(insn, &of, n)?;
         cpu.set_element(to, n, BYTES, loaded);
