@@ -11,8 +11,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::FromRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A child that has not finished a case in so many seconds hangs.
-const PATIENCE_SECONDS: u32 = 30;
+/// A child that has not finished a case in so many seconds of its own processor time hangs.
+const PATIENCE_SECONDS: i64 = 30;
 
 /// Where the child is: the number of the job in the high half, of the case in the low half.
 struct Place(*mut AtomicU64);
@@ -125,6 +125,24 @@ fn run_child(
     Ok(libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status)))
 }
 
+/// Lets a signal end this process when the patience is over. On a busy machine the clock on the wall
+/// says nothing of the child.
+fn be_patient() {
+    let zero = libc::timeval {
+        tv_sec: 0,
+        tv_usec: 0,
+    };
+    let timer = libc::itimerval {
+        it_interval: zero,
+        it_value: libc::timeval {
+            tv_sec: PATIENCE_SECONDS,
+            ..zero
+        },
+    };
+    // SAFETY: a timer of this process.
+    unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, core::ptr::null_mut()) };
+}
+
 /// What the child does.
 fn work(
     jobs: &[Job],
@@ -144,8 +162,7 @@ fn work(
                 .get()
                 .store((n as u64) << 32 | case, Ordering::Relaxed);
             if case.is_multiple_of(1024) || case == begin {
-                // SAFETY: a timer of this process.
-                unsafe { libc::alarm(PATIENCE_SECONDS) };
+                be_patient();
             }
         });
         writeln!(pipe, "{}", serde_json::to_string(&(n, result))?)?;
