@@ -12,8 +12,8 @@ use vmx_model::capability::{PROFILE_NAMES, VmxProfile};
 /// Arguments of `softvmx doctor`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Logs with VMCS dumps of Linux or Xen, or JSON objects of fields; `-` is the standard input.
-    #[arg(required_unless_present = "explain")]
+    /// Logs with VMCS dumps of Linux or Xen, or JSON objects of fields; `-`, or none of them behind a
+    /// pipe, is the standard input.
     files: Vec<String>,
     /// The processor that the VMCS was for; without it, checks that depend on it are undecided.
     #[arg(long, value_parser = PROFILE_NAMES)]
@@ -31,10 +31,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if let Some(name) = &options.explain {
         return Ok(crate::explain::print(name));
     }
+    let files = match options.files.as_slice() {
+        [] if std::io::stdin().is_terminal() => bail!("no file is named; see --help"),
+        [] => &["-".to_owned()],
+        files => files,
+    };
     let profile = options.profile.as_deref().and_then(VmxProfile::by_name);
     let mut reports = Vec::new();
     let mut has_failures = false;
-    for file in &options.files {
+    for file in files {
         let dumps = dump::find(&read(file)?);
         if dumps.is_empty() {
             bail!("{file}: no VMCS dump found");

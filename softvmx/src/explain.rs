@@ -6,14 +6,16 @@ use anyhow::Result;
 use clap::Args;
 use vmx_model::checks::{self, Check};
 use vmx_model::error;
-use vmx_model::exit_reason::ExitReason;
+use vmx_model::exit_reason::{ENTRY_FAILURE, ExitReason};
 use vmx_model::field::Field;
+use vmx_model::msr_area::{LOAD_RULES, LoadRule};
 
 /// Arguments of `softvmx explain`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// A field (name, Linux's name or encoding), an exit reason (name or `exit:NUMBER`), an
-    /// instruction error (name or `error:NUMBER`), a check (id), or a part of a check's id.
+    /// A field (name, Linux's name or encoding), an exit reason (name, `exit:NUMBER`, or as in the
+    /// VMCS with bit 31), an instruction error (name or `error:NUMBER`), a number of either, a check
+    /// (id), or a part of a check's id.
     name: String,
 }
 
@@ -30,6 +32,7 @@ pub(crate) fn print(name: &str) -> ExitCode {
     paragraphs.extend(exits(name).map(describe_exit));
     paragraphs.extend(errors(name).map(describe_error));
     paragraphs.extend(matching_checks(name).map(describe_check));
+    paragraphs.extend(load_rules(name).map(describe_load_rule));
     if paragraphs.is_empty() {
         eprintln!("softvmx: no table knows {name:?}");
         return ExitCode::from(1);
@@ -88,7 +91,11 @@ fn describe_field(field: Field) -> String {
 }
 
 fn exits(name: &str) -> impl Iterator<Item = ExitReason> + '_ {
+    // Bit 31 says that VM entry failed.
+    let of_vmcs = number(name).filter(|n| n & ENTRY_FAILURE != 0);
     let wanted = name.strip_prefix("exit:").and_then(number);
+    let wanted = wanted.or(of_vmcs).or_else(|| name.parse().ok());
+    let wanted = wanted.map(|number| number & !ENTRY_FAILURE);
     ExitReason::all().filter(move |reason| {
         wanted == Some(u32::from(reason.0))
             || [reason.id(), reason.name(), reason.linux_name()]
@@ -115,6 +122,7 @@ fn describe_exit(reason: ExitReason) -> String {
 
 fn errors(name: &str) -> impl Iterator<Item = u32> + '_ {
     let wanted = name.strip_prefix("error:").and_then(number);
+    let wanted = wanted.or_else(|| name.parse().ok());
     error::all().filter(move |&n| {
         wanted == Some(n) || error::id(n).is_some_and(|known| is_same(known, name))
     })
@@ -148,6 +156,19 @@ fn describe_check(check: &Check) -> String {
     text
 }
 
+fn load_rules(name: &str) -> impl Iterator<Item = &'static LoadRule> + '_ {
+    let matches = move |rule: &&LoadRule| name.len() > 3 && rule.id.contains(name);
+    LOAD_RULES.iter().filter(matches)
+}
+
+fn describe_load_rule(rule: &LoadRule) -> String {
+    format!(
+        "rule {}: {}\n  SDM Vol. 3C, \"Loading MSRs\"; exit reason 34, its qualification is the \
+         number of the entry",
+        rule.id, rule.sentence,
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +184,11 @@ mod tests {
         }
         assert_eq!(exits("exit:33").count(), 1);
         assert_eq!(errors("error:7").count(), 1);
+        assert_eq!((exits("7").count(), errors("7").count()), (1, 1));
+        let of_vmcs: Vec<_> = exits("0x80000021").collect();
+        assert_eq!(of_vmcs, [ExitReason::ENTRY_FAIL_GUEST_STATE]);
+        assert_eq!(load_rules("msr-load-x2apic").count(), 1);
+        assert_eq!(load_rules("msr").count(), 0);
         assert_eq!(matching_checks("ctl-cr3-target-count").count(), 1);
         assert_eq!(matching_checks("no such check").count(), 0);
     }

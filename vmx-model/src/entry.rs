@@ -18,7 +18,7 @@ use crate::exit::{
 };
 use crate::exit_reason::{ENTRY_FAILURE, ExitReason};
 use crate::field::Field;
-use crate::msr_area::MsrArea;
+use crate::msr_area::{LoadFailure, MsrArea};
 use crate::outcome::VmxOutcome;
 use crate::vmcs::Vmcs;
 
@@ -58,9 +58,8 @@ pub enum EntryFailure {
     Host(&'static Check),
     /// VM exit with reason 33: this check on the guest-state area does not hold.
     Guest(&'static Check),
-    /// VM exit with reason 34: the entry with this number, from 1, of the MSR-load area cannot be
-    /// loaded.
-    MsrLoad(u64),
+    /// VM exit with reason 34: an entry of the MSR-load area cannot be loaded.
+    MsrLoad(LoadFailure),
 }
 
 impl EntryFailure {
@@ -105,7 +104,7 @@ impl EntryFailure {
                 return;
             }
             Self::Guest(check) => (ExitReason::ENTRY_FAIL_GUEST_STATE, check.qualification),
-            Self::MsrLoad(number) => (ExitReason::ENTRY_FAIL_MSR_LOADING, number),
+            Self::MsrLoad(entry) => (ExitReason::ENTRY_FAIL_MSR_LOADING, entry.number),
         };
         vmcs.set(
             Field::EXIT_REASON,

@@ -96,28 +96,73 @@ impl MsrArea {
     }
 }
 
+/// A rule of "Loading MSRs".
+#[derive(Debug, PartialEq, Eq)]
+pub struct LoadRule {
+    /// The stable name.
+    pub id: &'static str,
+    /// What the SDM asks for.
+    pub sentence: &'static str,
+}
+
+/// The entry of an area that cannot be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadFailure {
+    /// Its number, from 1.
+    pub number: u64,
+    /// The rule that it breaks.
+    pub rule: &'static LoadRule,
+}
+
+/// Declares the rules of "Loading MSRs".
+macro_rules! load_rules {
+    ($($rule:ident = $id:literal, $sentence:literal;)*) => {
+        $(const $rule: LoadRule = LoadRule { id: $id, sentence: $sentence };)*
+
+        /// The rules of "Loading MSRs", as [`load`] looks at them.
+        pub static LOAD_RULES: &[LoadRule] = &[$($rule),*];
+    };
+}
+
+load_rules! {
+    COUNT_LIMIT = "msr-load-count-limit", "The count must not exceed the recommended maximum of IA32_VMX_MISC[27:25].";
+    NO_FS_BASE = "msr-load-fs-base", "Bits 31:0 must not be C0000100H (IA32_FS_BASE).";
+    NO_GS_BASE = "msr-load-gs-base", "Bits 31:0 must not be C0000101H (IA32_GS_BASE).";
+    NO_X2APIC = "msr-load-x2apic", "Bits 31:8 must not be 000008H (an MSR of the x2APIC), whatever the mode of the APIC.";
+    NO_SMM_ONLY = "msr-load-smm-only", "Bits 31:0 must not be an MSR that can be written in SMM only.";
+    NO_MODEL_SPECIFIC = "msr-load-model-specific", "Bits 31:0 must not be an MSR that cannot be loaded for model-specific reasons.";
+    RESERVED = "msr-load-reserved", "Bits 63:32 must be 0.";
+    WRMSR = "msr-load-wrmsr", "WRMSR of bits 31:0 and 127:64 at CPL 0 must not fault.";
+}
+
 /// Loads the MSRs of an area, in order.
 ///
 /// # Errors
-/// The number, from 1, of the first entry that cannot be loaded; those before it are loaded. A
-/// VM entry fails with exit reason 34 and this qualification, a VM exit ends in
+/// The first entry that cannot be loaded; those before it are loaded. A VM entry fails with exit
+/// reason 34 and its number as qualification, a VM exit ends in
 /// [`VmxAbort::LoadingHostMsrs`](crate::exit::VmxAbort::LoadingHostMsrs).
 pub fn load(
     area: MsrArea,
     caps: &VmxCapabilities,
     memory: &dyn PhysicalMemory,
     msrs: &mut dyn MsrAccess,
-) -> Result<(), u64> {
+) -> Result<(), LoadFailure> {
     for number in 1..=area.count {
-        let failure = Err(u64::from(number));
+        let fail = |rule| {
+            let number = u64::from(number);
+            Err(LoadFailure { number, rule })
+        };
         // Choice: more entries than IA32_VMX_MISC recommends are undefined; like KVM, the first
         // of them fails.
         if number > caps.msr_list_max() {
-            return failure;
+            return fail(&COUNT_LIMIT);
         }
         let entry = area.entry(number, memory);
-        if refused_on_load(&entry).is_some() || msrs.write_msr(entry.index, entry.data).is_none() {
-            return failure;
+        if let Some(rule) = refused_on_load(&entry) {
+            return fail(rule);
+        }
+        if msrs.write_msr(entry.index, entry.data).is_none() {
+            return fail(&WRMSR);
         }
     }
     Ok(())
@@ -161,17 +206,16 @@ const fn is_x2apic(index: u32) -> bool {
     index >> 8 == 8
 }
 
-/// Returns the stable name of the first rule of "Loading MSRs" that `entry` breaks by itself,
-/// whatever WRMSR would do.
+/// Returns the first rule of "Loading MSRs" that `entry` breaks by itself, whatever WRMSR would do.
 #[must_use]
-pub const fn refused_on_load(entry: &MsrEntry) -> Option<&'static str> {
+pub const fn refused_on_load(entry: &MsrEntry) -> Option<&'static LoadRule> {
     match entry.index {
-        IA32_FS_BASE => Some("msr-load-fs-base"),
-        IA32_GS_BASE => Some("msr-load-gs-base"),
-        index if is_x2apic(index) => Some("msr-load-x2apic"),
-        IA32_SMM_MONITOR_CTL => Some("msr-load-smm-only"),
-        IA32_BIOS_UPDT_TRIG | IA32_BIOS_SIGN_ID => Some("msr-load-model-specific"),
-        _ if entry.reserved != 0 => Some("msr-load-reserved"),
+        IA32_FS_BASE => Some(&NO_FS_BASE),
+        IA32_GS_BASE => Some(&NO_GS_BASE),
+        index if is_x2apic(index) => Some(&NO_X2APIC),
+        IA32_SMM_MONITOR_CTL => Some(&NO_SMM_ONLY),
+        IA32_BIOS_UPDT_TRIG | IA32_BIOS_SIGN_ID => Some(&NO_MODEL_SPECIFIC),
+        _ if entry.reserved != 0 => Some(&RESERVED),
         _ => None,
     }
 }

@@ -124,6 +124,12 @@ pub trait Observer: Send {
     /// A VMX instruction, VM entry, VM exit, INIT or RESET happened.
     fn transition(&mut self, transition: &Transition<'_>);
 
+    /// What the processor does next is the doing of the software at this RIP; where that is native
+    /// code, nobody says so.
+    fn software_at(&mut self, cpu: CpuId, rip: u64) {
+        let _ = (cpu, rip);
+    }
+
     /// Whether the observer wants to be told of accesses to memory and of the use of translations:
     /// that costs the processor its fast ways to memory.
     fn watches_memory(&self) -> bool {

@@ -53,6 +53,8 @@ pub struct Step {
     pub operation: Operation,
     /// How it ended.
     pub completion: Completion,
+    /// RIP of the software that did it, unless that is native code.
+    pub rip: Option<u64>,
 }
 
 /// One undefined or forbidden use.
@@ -63,6 +65,8 @@ pub struct Report {
     pub item: Item,
     /// On which processor.
     pub cpu: CpuId,
+    /// RIP of the software that did it, unless that is native code.
+    pub rip: Option<u64>,
     /// The region that it concerns.
     pub vmcs: Option<Hpa>,
     /// What exactly.
@@ -83,6 +87,9 @@ impl core::fmt::Display for Report {
         )?;
         if let Some(vmcs) = self.vmcs {
             write!(f, " (region {vmcs:#x})")?;
+        }
+        if let Some(rip) = self.rip {
+            write!(f, " by the instruction at {rip:#x}")?;
         }
         write!(
             f,
@@ -156,6 +163,10 @@ impl Observer for Sanitizer {
         self.lock().transition(transition);
     }
 
+    fn software_at(&mut self, cpu: CpuId, rip: u64) {
+        self.lock().cpu(cpu).rip = Some(rip);
+    }
+
     fn watches_memory(&self) -> bool {
         true
     }
@@ -192,6 +203,8 @@ impl Observer for Sanitizer {
 
 #[derive(Debug, Default)]
 struct Cpu {
+    /// Where its software is, as far as it was told.
+    rip: Option<u64>,
     vmxon_pointer: Option<Hpa>,
     current: Option<Hpa>,
     /// The structures in use while the processor is in VMX non-root operation.
@@ -248,6 +261,7 @@ impl State {
             cpu: t.cpu,
             operation: t.operation,
             completion: t.completion,
+            rip: self.rip(t.cpu),
         });
     }
 
@@ -258,10 +272,15 @@ impl State {
         self.reports.push(Report {
             item,
             cpu,
+            rip: self.rip(cpu),
             vmcs,
             detail,
             history: self.history.iter().copied().collect(),
         });
+    }
+
+    fn rip(&self, cpu: CpuId) -> Option<u64> {
+        self.cpus.get(&cpu).and_then(|cpu| cpu.rip)
     }
 
     fn cpu(&mut self, cpu: CpuId) -> &mut Cpu {

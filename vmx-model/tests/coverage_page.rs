@@ -18,6 +18,7 @@ use vmx_model::controls::{CONTROLS, Control, ControlWord, Scope};
 use vmx_model::error;
 use vmx_model::exit_reason::{ExitKind, ExitReason};
 use vmx_model::field::{Condition, Field, Kind, Width};
+use vmx_model::msr_area::LOAD_RULES;
 use vmx_model::precondition::Instruction;
 use vmx_model::sanitizer::Item;
 
@@ -70,6 +71,16 @@ mod spec {
     pub(super) const STEPS: &str = include_str!("data/instruction-steps.toml");
     pub(super) const EXIT_REASONS: &str = include_str!("data/exit-reasons.toml");
     pub(super) const STATE_MACHINE: &str = include_str!("data/state-machine.toml");
+    pub(super) const BEHAVIOURS: &str = include_str!("../../x86-interp/tests/data/behaviours.toml");
+
+    /// Counts the rules of VM entry in scope whose id is wanted.
+    pub(super) fn checks_in_scope(is_wanted: impl Fn(&str) -> bool) -> usize {
+        let in_scope = CHECKS
+            .split("[[check]]")
+            .filter(|c| c.contains("scope = \"in\""));
+        let ids = in_scope.filter_map(|check| check.split('"').nth(1));
+        ids.filter(|id| is_wanted(id)).count()
+    }
 }
 
 /// The profiles over which the tests enumerate the tables.
@@ -137,23 +148,26 @@ fn shown_part(page: &mut String, shown: &BTreeMap<String, Vec<String>>) {
     let steps: usize = Instruction::ALL.iter().map(|i| i.steps().len()).sum();
     let in_scope = ExitReason::all().filter(|reason| reason.scope() == Some(Scope::In));
     let reasons = in_scope.count();
-    let msr_rules: Vec<&str> = spec::CHECKS
-        .split('"')
-        .filter(|word| word.starts_with("msr-load-"))
-        .collect();
-    let msr_tests = include_str!("../src/msr_area/tests.rs");
-    let tested = |rule: &&&str| msr_tests.contains(&format!("\"{rule}\""));
+    let behaviours = spec::BEHAVIOURS.matches("[[behaviour]]").count();
+    let untested = spec::BEHAVIOURS.matches("tests = []").count();
     writeln!(page, "## What the tests show\n").unwrap();
     heading(page, &["what", "shown", "by"]);
     let mut row = |what: &str, count: usize, of: usize, by: &str| {
         line(page, &[what, &format!("{count} of {of}"), by]);
     };
     row(
-        "checks of VM entry, each violated and held by a VMCS, through the model and by a guest's \
-         VMLAUNCH",
+        "rules of VM entry in scope, each broken and kept by a VMCS, through the model and by a \
+         guest's VMLAUNCH",
+        spec::checks_in_scope(|id| shown.contains_key(id) || is_load_rule(id)),
+        spec::checks_in_scope(|_| true),
+        "`vmx-model/tests/checks.rs`, `vmx-model/src/msr_area/tests.rs`, \
+         `x86-interp/tests/vmx/entry_checks.rs`",
+    );
+    row(
+        "checks of a VMCS, with those beyond the scope and without those of MSR-load areas",
         shown.len(),
         checks,
-        "`vmx-model/tests/checks.rs`, `x86-interp/tests/vmx/entry_checks.rs`",
+        "the same",
     );
     row(
         "of these, the only one that the VMCS violates",
@@ -168,12 +182,6 @@ fn shown_part(page: &mut String, shown: &BTreeMap<String, Vec<String>>) {
         row(&what, count, checks, "this page");
     }
     row(
-        "rules for loading MSRs",
-        msr_rules.iter().filter(tested).count(),
-        msr_rules.len(),
-        "`vmx-model/src/msr_area/tests.rs`",
-    );
-    row(
         "steps of VMX instructions, each precondition in its order",
         steps,
         spec::STEPS.matches("[[step]]").count(),
@@ -184,6 +192,12 @@ fn shown_part(page: &mut String, shown: &BTreeMap<String, Vec<String>>) {
         reasons,
         spec::EXIT_REASONS.matches("scope = \"in\"").count(),
         "`x86-interp/tests/vmx/exit_reasons.rs`",
+    );
+    row(
+        "rules of behaviour in scope, each held by tests that are named",
+        behaviours - untested,
+        behaviours,
+        "`x86-interp/tests/vmx/behaviours.rs`",
     );
     row(
         "items of the sanitizer, each reported once and silent on a clean trace",
@@ -204,7 +218,8 @@ fn checks_part(page: &mut String, shown: &BTreeMap<String, Vec<String>>) {
     writeln!(page, "## Checks of VM entry\n").unwrap();
     writeln!(
         page,
-        "{rows} checks in the SDM's order, and the 8 rules for loading MSRs in `msr_area`.\n"
+        "{rows} checks in the SDM's order, and {} rules for loading MSRs.\n",
+        LOAD_RULES.len()
     )
     .unwrap();
     for group in Group::ALL {
@@ -231,6 +246,24 @@ fn checks_part(page: &mut String, shown: &BTreeMap<String, Vec<String>>) {
         }
         page.push('\n');
     }
+    writeln!(
+        page,
+        "### Loading MSRs ({}; VM exit 34)\n",
+        LOAD_RULES.len()
+    )
+    .unwrap();
+    heading(
+        page,
+        &["rule", "of each entry of the VM-entry MSR-load area"],
+    );
+    for rule in LOAD_RULES {
+        line(page, &[rule.id, rule.sentence]);
+    }
+    page.push('\n');
+}
+
+fn is_load_rule(id: &str) -> bool {
+    LOAD_RULES.iter().any(|rule| rule.id == id)
 }
 
 fn scope(scope: Scope) -> &'static str {

@@ -15,6 +15,7 @@ use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
 
 use crate::descriptor::{Column, Descriptor, Selector, System};
+use crate::exec::interrupt::IntTarget;
 use crate::fault::Fault;
 use crate::mem::stack::Stack;
 use crate::mode::Mode;
@@ -205,10 +206,26 @@ impl Cpu {
         match self.mode() {
             Mode::Real => self.deliver_real(event)?,
             Mode::Compatibility | Mode::Long => self.deliver_ia32e(event)?,
+            Mode::Virtual8086 if self.is_injected_int_n(event) => self.deliver_int_n(event)?,
             Mode::Protected | Mode::Virtual8086 => self.deliver_protected(event)?,
         }
         self.complete_delivery(event);
         Ok(())
+    }
+
+    /// Whether VM entry injects the event as an INT n instruction.
+    fn is_injected_int_n(&self, event: &Event) -> bool {
+        self.vmx.is_injecting && event.kind == EventType::SoftwareInterrupt
+    }
+
+    /// INT n injected into virtual-8086 mode: IOPL and, with CR4.VME, the redirection bitmap decide
+    /// as for the instruction (SDM Vol. 3C, "Details of Vectored-Event Injection").
+    fn deliver_int_n(&mut self, event: &Event) -> Exec {
+        self.next_rip = self.return_rip(event);
+        match self.int_n_target(event.vector)? {
+            IntTarget::Program => self.redirect_interrupt(event.vector),
+            IntTarget::Table => self.deliver_protected(event),
+        }
     }
 
     /// The changes that every delivered event makes.

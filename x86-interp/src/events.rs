@@ -67,6 +67,8 @@ pub struct Events {
     pub(crate) averts_step_trap: bool,
     /// An IRET that faulted has ended the blocking of NMIs.
     pub(crate) is_nmi_unblocked: bool,
+    /// MONITOR has armed address-range monitoring, and nothing has ended that.
+    pub(crate) is_monitoring: bool,
 }
 
 /// What was true before an instruction in step mode.

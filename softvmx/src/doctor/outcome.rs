@@ -85,7 +85,7 @@ fn failure_detail(reason: ExitReason, qualification: u64, msr: Option<&MsrEntry>
 
 fn msr_detail(msr: &MsrEntry) -> String {
     let why = match refused_on_load(msr) {
-        Some(rule) => format!(", which {rule} forbids"),
+        Some(rule) => format!(", which {} forbids", rule.id),
         None if holds_address(msr.index) && !is_canonical(msr.data) => {
             ", which is not canonical".to_owned()
         }

@@ -4,6 +4,7 @@ use super::*;
 use crate::addr::Hpa;
 use crate::capability::VmxProfile;
 use crate::memory::PhysicalMemory;
+use crate::msr_area::LOAD_RULES;
 use crate::sample::{Guest, root_state, valid_vmcs};
 
 /// Memory that holds one 64-bit word everywhere.
@@ -255,7 +256,11 @@ fn a_failure_writes_nothing_else() {
     ];
     check(&[(Field::VMCS_LINK_POINTER, 1)], None, &link);
     let mut vmcs = Vmcs::new();
-    EntryFailure::MsrLoad(3).record(&mut vmcs);
+    let entry = LoadFailure {
+        number: 3,
+        rule: &LOAD_RULES[0],
+    };
+    EntryFailure::MsrLoad(entry).record(&mut vmcs);
     assert_eq!(vmcs.get(Field::EXIT_REASON), 0x8000_0022);
     assert_eq!(vmcs.get(Field::EXIT_QUALIFICATION), 3);
 }

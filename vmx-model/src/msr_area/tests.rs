@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::capability::VmxProfile;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Memory as a vector from address 0.
 struct Bytes(Vec<u8>);
@@ -64,11 +64,12 @@ fn msrs() -> Msrs {
 }
 
 /// Loads the one entry between two good ones.
-fn load_with(entry: (u32, u32, u64)) -> (Result<(), u64>, Msrs) {
+fn load_with(entry: (u32, u32, u64)) -> (Result<(), (u64, &'static str)>, Msrs) {
     let memory = memory(&[(0x10, 0, 1), entry, (0x174, 0, 3)]);
     let mut msrs = msrs();
     let caps = VmxProfile::emulator_default().caps;
-    (load(area(3), &caps, &memory, &mut msrs), msrs)
+    let done = load(area(3), &caps, &memory, &mut msrs);
+    (done.map_err(|entry| (entry.number, entry.rule.id)), msrs)
 }
 
 #[test]
@@ -101,18 +102,19 @@ fn the_first_bad_entry_ends_the_load() {
                 index,
                 reserved,
                 data
-            }),
+            })
+            .map(|rule| rule.id),
             Some(rule)
         );
         let (done, msrs) = load_with(entry);
-        assert_eq!(done, Err(2), "{rule}");
+        assert_eq!(done, Err((2, rule)));
         assert_eq!(
             (msrs.0[&0x10], msrs.0[&0x174]),
             (1, 0),
             "{rule}: as far as it got"
         );
     }
-    assert_eq!(load_with((0x1234, 0, 2)).0, Err(2), "msr-load-wrmsr");
+    assert_eq!(load_with((0x1234, 0, 2)).0, Err((2, "msr-load-wrmsr")));
 }
 
 #[test]
@@ -126,9 +128,9 @@ fn the_load_ends_at_the_recommended_maximum() {
     );
     let limit = u64::from(caps.msr_list_max()) + 1;
     assert_eq!(
-        load(area(u32::MAX), &caps, &memory, &mut msrs()),
-        Err(limit),
-        "msr-load-count-limit"
+        load(area(u32::MAX), &caps, &memory, &mut msrs())
+            .map_err(|entry| (entry.number, entry.rule.id)),
+        Err((limit, "msr-load-count-limit"))
     );
 }
 
@@ -154,15 +156,14 @@ fn values_are_stored_until_one_cannot_be() {
 }
 
 #[test]
-fn every_rule_of_the_specification_is_covered() {
+fn the_rules_are_the_specifications() {
     let known = include_str!("../../tests/data/vm-entry-checks.toml");
     let covered = include_str!("tests.rs");
-    let rules: Vec<&str> = known
-        .split('"')
-        .filter(|word| word.starts_with("msr-load-"))
-        .collect();
-    assert_eq!(rules.len(), 8);
-    for rule in rules {
+    let known = known.split('"').filter(|w| w.starts_with("msr-load-"));
+    let known: BTreeSet<&str> = known.collect();
+    let ours: BTreeSet<&str> = LOAD_RULES.iter().map(|rule| rule.id).collect();
+    assert_eq!(ours, known);
+    for rule in ours {
         assert!(covered.contains(&format!("\"{rule}\"")), "{rule}");
     }
 }

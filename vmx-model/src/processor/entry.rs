@@ -148,10 +148,10 @@ impl LogicalProcessor {
     ) -> EntryOutcome {
         registers.load_state(&plan.state);
         if !plan.msr_loads.is_empty()
-            && let Err(number) =
+            && let Err(entry) =
                 msr_area::load(plan.msr_loads, &self.profile.caps, memory, registers)
         {
-            let failure = EntryFailure::MsrLoad(number);
+            let failure = EntryFailure::MsrLoad(entry);
             return self.fail_entry(failure, &plan.state, memory, registers);
         }
         if let Some(current) = &self.current {

@@ -47,14 +47,8 @@ fn software_event(insn: &Insn, vector: u8, kind: EventType) -> Event {
 /// INT n. In virtual-8086 mode IOPL and the redirection bitmap decide where it goes.
 fn int_n(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let vector = cpu.read::<u8>(insn, 0)?;
-    if cpu.mode() == Mode::Virtual8086 {
-        let is_redirected = cpu.state.cr4.contains(Cr4::VME) && !cpu.is_vector_monitored(vector)?;
-        if is_redirected {
-            return cpu.redirect_interrupt(vector);
-        }
-        if cpu.iopl() < 3 {
-            return Err(Exception::gp(0).into());
-        }
+    if cpu.mode() == Mode::Virtual8086 && cpu.int_n_target(vector)? == IntTarget::Program {
+        return cpu.redirect_interrupt(vector);
     }
     cpu.deliver_software(software_event(insn, vector, EventType::SoftwareInterrupt))
 }
@@ -91,7 +85,31 @@ fn int1(cpu: &mut Cpu, insn: &Insn) -> Exec {
     Ok(())
 }
 
+/// Where INT n goes in virtual-8086 mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum IntTarget {
+    /// To the 8086 program's own handler.
+    Program,
+    /// Through the interrupt-descriptor table.
+    Table,
+}
+
 impl Cpu {
+    /// Returns where INT n goes in virtual-8086 mode.
+    ///
+    /// # Errors
+    /// #GP(0): to the monitor, for want of IOPL.
+    pub(crate) fn int_n_target(&mut self, vector: u8) -> Exec<IntTarget> {
+        let has_extensions = self.state.cr4.contains(Cr4::VME);
+        if has_extensions && !self.is_vector_monitored(vector)? {
+            return Ok(IntTarget::Program);
+        }
+        match self.iopl() {
+            3 => Ok(IntTarget::Table),
+            _ => Err(Exception::gp(0).into()),
+        }
+    }
+
     /// Whether the bit of `vector` in the software-interrupt redirection bitmap is set: the
     /// interrupt goes to the protected-mode handler.
     fn is_vector_monitored(&mut self, vector: u8) -> Exec<bool> {
@@ -117,7 +135,7 @@ impl Cpu {
 
     /// Virtual-8086 mode extensions: the interrupt goes to the 8086 program's own handler, by the
     /// vector table at linear address 0. With IOPL below 3, VIF stands for IF.
-    fn redirect_interrupt(&mut self, vector: u8) -> Exec {
+    pub(crate) fn redirect_interrupt(&mut self, vector: u8) -> Exec {
         let at = vmx_model::addr::Linear(u64::from(vector) * 4);
         let pointer: u32 = self.load_linear(at, Access::Read, Privilege::Current)?;
         let mut image = self.rflags();

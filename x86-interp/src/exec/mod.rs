@@ -21,7 +21,7 @@ pub(crate) mod fpu_arithmetic;
 mod fpu_stack;
 mod fpu_state;
 mod fpu_transcendental;
-mod interrupt;
+pub(crate) mod interrupt;
 mod io;
 pub(crate) mod iret;
 mod logic;

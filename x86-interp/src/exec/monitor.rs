@@ -80,6 +80,7 @@ fn monitor(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let offset = cpu.address_register(0, insn.address_bytes);
     let linear = cpu.linear(insn.memory.segment, offset, 1, Access::Read)?;
     let physical = cpu.translate(linear, Access::Read, Privilege::Current)?;
+    cpu.events.is_monitoring = true;
     if cpu.monitor.is_in_use {
         let at = Hpa(physical.0 & !(LINE_BYTES as u64 - 1));
         cpu.monitor.armed = cpu.line(at).map(|held| Line { at, held });
@@ -88,14 +89,19 @@ fn monitor(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 /// MWAIT. Choice: unless the host program lets it wait, it behaves as if a store or another event
-/// had ended the wait at once; that is always allowed.
+/// had ended the wait at once; that is always allowed. Its VM exit tells whether the range is
+/// monitored; what has been stored there is seen only if the processor would wait.
 fn mwait(cpu: &mut Cpu, insn: &Insn) -> Exec {
     require_monitor(cpu)?;
-    cpu.ask(Instruction::Mwait, insn)?;
+    let line = cpu.monitor.armed;
+    let is_as_it_was = line.is_none_or(|line| cpu.line(line.at) == Some(line.held));
+    let is_armed = cpu.events.is_monitoring && is_as_it_was;
+    cpu.ask_about(Instruction::Mwait, insn, is_armed.into(), 0)?;
     let extensions = cpu.gpr[1] as u32;
     if extensions & !INTERRUPT_BREAK != 0 {
         return Err(Exception::gp(0).into());
     }
+    cpu.events.is_monitoring = false;
     cpu.monitor.wait = cpu.monitor.armed.take().map(|line| Wait {
         line,
         ends_by_masked_interrupt: extensions & INTERRUPT_BREAK != 0,
@@ -120,6 +126,12 @@ impl Cpu {
             is_in_use: waits,
             ..Monitor::default()
         };
+    }
+
+    /// Ends the monitoring of an address, as VM entry does.
+    pub(crate) fn end_monitoring(&mut self) {
+        self.events.is_monitoring = false;
+        self.monitor.armed = None;
     }
 
     /// Goes on with a wait that no event has ended.

@@ -353,7 +353,22 @@ fn virtual_8086_mode_reaches_handlers_of_level_0_only() {
     }
 }
 
-/// SDM Vol. 3B, table "Software Interrupt Handling Methods While in Virtual-8086 Mode".
+/// Delivers INT n as an event that VM entry injects.
+fn inject_int_n(world: &mut World) -> Result<(), Exception> {
+    world.cpu.vmx.is_injecting = true;
+    let event = Event {
+        vector: VECTOR,
+        kind: EventType::SoftwareInterrupt,
+        error_code: None,
+        instruction_length: 2,
+        payload: 0,
+    };
+    world.cpu.deliver(event).expect("a handler");
+    Ok(())
+}
+
+/// SDM Vol. 3B, table "Software Interrupt Handling Methods While in Virtual-8086 Mode", for the
+/// instruction and for VM entry that injects it.
 #[test]
 fn the_redirection_bitmap_decides_in_virtual_8086_mode() {
     #[derive(Debug, PartialEq)]
@@ -371,7 +386,10 @@ fn the_redirection_bitmap_decides_in_virtual_8086_mode() {
         (true, 3, 0, Way::Program),
         (true, 0, 0, Way::Program),
     ];
-    for (vme, iopl, bit, expected) in rows {
+    for ((vme, iopl, bit, expected), is_injected) in
+        rows.iter().flat_map(|r| [(r, false), (r, true)])
+    {
+        let (vme, iopl, bit) = (*vme, *iopl, *bit);
         let mut world = World::virtual_8086(iopl, INT);
         world.cpu.state.cr4.set(Cr4::VME, vme);
         world.cpu.state.segment_mut(SegmentRegister::Tr).limit = 0xff;
@@ -380,16 +398,24 @@ fn the_redirection_bitmap_decides_in_virtual_8086_mode() {
         world.set_gate(VECTOR, sel::CODE0, INTERRUPT_GATE | USER);
         world.write_word(u64::from(VECTOR) * 4, 0x1111);
         world.write_word(u64::from(VECTOR) * 4 + 2, 0x0100);
-        let way = match world.execute() {
+        // An injected INT n delivers its own fault: with an error code behind the nine words.
+        world.set_gate(13, sel::CODE0, INTERRUPT_GATE);
+        let done = match is_injected {
+            true => inject_int_n(&mut world),
+            false => world.execute(),
+        };
+        let way = match done {
             Ok(()) if world.cpu.rflags().contains(Rflags::VM) => Way::Program,
-            Ok(()) => Way::Protected,
+            Ok(()) if world.cpu.gpr[4] == STACKS[0] - 36 => Way::Protected,
+            Ok(()) => Way::Fault,
             Err(e) => {
                 assert_eq!(e, Exception::gp(0));
                 Way::Fault
             }
         };
-        assert_eq!(way, expected, "{vme} {iopl} {bit}");
+        assert_eq!(way, *expected, "{vme} {iopl} {bit} {is_injected}");
         if way == Way::Program {
+            assert_eq!(world.word(STACKS[3] - 6), CODE as u16 + 2);
             assert_eq!(world.segment(SegmentRegister::Cs).base, 0x1000);
             let image = world.word(STACKS[3] - 2);
             assert_eq!(image >> 12 & 3, 3, "the image has IOPL 3");

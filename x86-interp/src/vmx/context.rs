@@ -24,6 +24,7 @@ impl Cpu {
         insn: &Insn,
         shadow_access: ShadowAccess,
     ) -> Exec {
+        self.tell_where_software_is();
         let Some(processor) = self.processor() else {
             return Err(Exception::UD.into());
         };

@@ -64,6 +64,7 @@ impl Cpu {
         self.vmx.is_non_root = true;
         self.vmx.ept = ept;
         self.note_boundary_controls(proc);
+        self.end_monitoring();
         self.delivering = rest.event;
         self.vmx.is_injecting = rest.event.is_some();
         self.vmx.has_pending_mtf = rest.has_pending_mtf;

@@ -36,6 +36,7 @@ impl Cpu {
     /// # Errors
     /// [`crate::Fault::Stop`] if the software in VMX root operation is native code, or after a VMX abort.
     pub(crate) fn complete_vm_exit(&mut self) -> Exec {
+        self.tell_where_software_is();
         let (Some(mut exit), Some(mut processor)) =
             (self.vmx.pending_exit.take(), self.vmx.processor.take())
         else {

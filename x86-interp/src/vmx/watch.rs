@@ -66,8 +66,21 @@ impl Cpu {
         }
     }
 
+    /// Tells the observer, if there is one, at which instruction the processor is.
+    #[inline]
+    pub(crate) fn tell_where_software_is(&mut self) {
+        let rip = self.state.rip;
+        if let Some(processor) = self.vmx.processor.as_deref_mut() {
+            let cpu = processor.id();
+            if let Some(observer) = processor.observer() {
+                observer.software_at(cpu, rip);
+            }
+        }
+    }
+
     #[cold]
     fn tell_memory_access(&mut self, at: Hpa, bytes: usize, kind: AccessKind) {
+        self.tell_where_software_is();
         let Some(processor) = self.vmx.processor.as_deref_mut() else {
             return;
         };
@@ -114,6 +127,7 @@ impl Cpu {
 
     #[cold]
     fn tell_stale_translation(&mut self, ep4ta: u64, gpa: Gpa) {
+        self.tell_where_software_is();
         let vpid = self.current_context.tag().vpid;
         let Some(processor) = self.vmx.processor.as_deref_mut() else {
             return;

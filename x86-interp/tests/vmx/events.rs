@@ -11,6 +11,7 @@ use vmx_model::field::Field;
 use vmx_model::sample::Guest;
 use vmx_model::vmcs::Vmcs;
 use x86_interp::Cpu;
+use x86_interp::cpuid::Profile;
 
 use crate::host::{Code, Host, at, or, pin, proc, secondary};
 
@@ -422,6 +423,38 @@ fn the_guest_reads_the_time_stamp_counter_scaled_and_offset() {
             host.skip();
         }
     }
+}
+
+/// A wait may end before its deadline, by the guest's TSC, and before the operating system's limit:
+/// here always at once, and so never by the limit.
+#[test]
+fn user_waits_end_without_the_time_limit() {
+    let mut host = long(
+        |v| {
+            proc(v, P::USE_TSC_OFFSETTING);
+            v.set(Field::TSC_OFFSET, 1 << 40);
+            secondary(v, S::ENABLE_USER_WAIT_AND_PAUSE);
+        },
+        |a| {
+            a.mov(ebx, 1)?;
+            a.rdtsc()?;
+            a.add(edx, 1)?;
+            a.stc()?;
+            a.tpause(ebx)?;
+            a.setb(cl)?;
+            a.xor(eax, eax)?;
+            a.xor(edx, edx)?;
+            a.stc()?;
+            a.tpause(ebx)?;
+            a.setb(ch)?;
+            a.vmcall()
+        },
+    );
+    host.cpu.set_cpuid(Profile::EVERYTHING.table());
+    host.cpu.msrs_mut().umwait_control = 1 << 2;
+    assert_eq!(host.reason(), E::VMCALL);
+    assert_eq!(host.cpu.general_registers()[1] & 0xffff, 0);
+    assert!(host.cpu.retired() < 100);
 }
 
 #[test]

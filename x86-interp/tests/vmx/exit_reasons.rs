@@ -282,6 +282,17 @@ fn instructions() -> Vec<Case> {
             .long(3),
         Case {
             registers: &[(RAX, at::DATA)],
+            rip: 3,
+            ..case(E::MWAIT, "MWAIT behind MONITOR", |a| {
+                a.monitor()?;
+                a.mwait()
+            })
+            .with(|v| proc(v, P::MWAIT_EXITING))
+            .long(3)
+            .qualified(1)
+        },
+        Case {
+            registers: &[(RAX, at::DATA)],
             ..case(E::MONITOR, "MONITOR", |a| a.monitor())
                 .with(|v| proc(v, P::MONITOR_EXITING))
                 .long(3)

@@ -84,6 +84,46 @@ fn a_page_is_logged_again_when_its_dirty_flag_was_cleared() {
         set_ept_entry(&host.phys, at::DATA, clean);
     }
     assert_eq!(host.read(Field::PML_INDEX), 0xffff);
+    let flags = entry(&host, at::DATA) & DIRTY;
+    assert_eq!(flags, 0, "the log comes before the flag");
+}
+
+/// With accessed and dirty flags for EPT, the processor's accesses to paging structures are writes.
+#[test]
+fn the_pages_of_paging_structures_are_logged() {
+    let mut host = Host::new(
+        Guest::Long,
+        |v| {
+            v.set(Field::EPT_POINTER, at::EPT | 0x5e);
+            secondary(v, S::ENABLE_EPT | S::ENABLE_PML);
+            v.set(Field::PML_INDEX, 7);
+        },
+        |a| a.vmcall(),
+    );
+    assert_eq!(host.reason(), E::VMCALL);
+    let logged = [7, 6, 5].map(|n| host.word(at::PML + 8 * n));
+    assert_eq!(logged, [0, 0x1000, 0x2000].map(|n| at::PML4 + n));
+    assert_eq!(host.read(Field::PML_INDEX), 4);
+    assert_eq!(entry(&host, at::PML4) & DIRTY, DIRTY);
+    assert_eq!(entry(&host, at::CODE) & (ACCESSED | DIRTY), ACCESSED);
+}
+
+/// Memory is as fast and as ordered with each memory type: only those that there are not matter.
+#[test]
+fn a_memory_type_that_there_is_not_is_a_misconfiguration() {
+    const IGNORE_PAT: u64 = 1 << 6;
+    for memory_type in 0..8 {
+        for (ignore_pat, cd) in [(0, 0), (IGNORE_PAT, 0), (0, 1 << 30)] {
+            let mut host = host(|v| or(v, Field::GUEST_CR0, cd), WRITE_AND_READ);
+            let page = at::DATA | memory_type << 3 | ignore_pat | 7;
+            set_ept_entry(&host.phys, at::DATA, page);
+            let wanted = match memory_type {
+                2 | 3 | 7 => E::EPT_MISCONFIGURATION,
+                _ => E::VMCALL,
+            };
+            assert_eq!(host.reason(), wanted, "{memory_type} {ignore_pat} {cd}");
+        }
+    }
 }
 
 fn touch_hole(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
@@ -115,6 +155,24 @@ fn a_convertible_violation_is_a_virtualization_exception_while_the_area_is_free(
     let mut suppressed = host(with_ve, touch_hole);
     set_ept_entry(&suppressed.phys, at::HOLE, 1 << 63);
     assert_eq!(suppressed.reason(), E::EPT_VIOLATION);
+}
+
+/// It is of the class of page faults, and has no error code.
+#[test]
+fn an_exception_in_the_delivery_of_a_virtualization_exception_is_a_double_fault() {
+    let mut host = host(
+        |v| {
+            secondary(v, S::EPT_VIOLATION_VE);
+            v.set(Field::EXCEPTION_BITMAP, 1 << 8);
+            // Without a gate for vector 20: #GP.
+            v.set(Field::GUEST_IDTR_LIMIT, 8 * 20 - 1);
+        },
+        touch_hole,
+    );
+    assert_eq!(host.reason(), E::EXCEPTION_OR_NMI);
+    let event = Field::VM_EXIT_INTERRUPTION_INFORMATION;
+    assert_eq!(host.read(event), 0x8000_0b08);
+    assert_eq!(host.read(Field::IDT_VECTORING_INFORMATION), 0);
 }
 
 #[test]

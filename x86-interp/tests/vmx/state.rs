@@ -423,3 +423,22 @@ fn invept_drops_guest_physical_mappings_and_invvpid_keeps_none_that_it_names() {
         "INVVPID leaves guest-physical mappings"
     );
 }
+
+#[test]
+fn vm_entry_ends_the_monitoring_of_an_address() {
+    let mut host = long(
+        |v| proc(v, P::MWAIT_EXITING),
+        |a| {
+            a.monitor()?;
+            a.vmcall()?;
+            a.mwait()
+        },
+    );
+    let mut registers = [0; 16];
+    registers[0] = at::DATA;
+    host.cpu.set_general_registers(&registers);
+    assert_eq!(host.reason(), E::VMCALL);
+    host.skip();
+    assert_eq!(host.reason(), E::MWAIT);
+    assert_eq!(host.read(Field::EXIT_QUALIFICATION), 0, "not armed");
+}

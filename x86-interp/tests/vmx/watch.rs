@@ -37,6 +37,8 @@ fn items(code: Code) -> Vec<(Item, Option<Hpa>)> {
     let (mut host, sanitizer) = sanitized(code);
     assert_eq!(host.reason(), E::VMCALL);
     let reports = sanitizer.take_reports();
+    // Each code begins with the access.
+    assert!(reports.iter().all(|r| r.rip == Some(at::CODE)));
     reports.iter().map(|r| (r.item, r.vmcs)).collect()
 }
 
