@@ -79,7 +79,7 @@ pub struct Options {
     /// Skips the forms that the file of `--state` has: goes on where a run stopped.
     #[arg(long)]
     pub resume: bool,
-    /// The file that `--resume` reads and a run keeps up to date.
+    /// The file that `--resume` reads; a run keeps it up to date and removes it when it is done.
     #[arg(long, default_value = "conformance-fuzz-isa.json")]
     pub state: PathBuf,
     /// Adds the number of proved cases of each form to this file.
@@ -290,7 +290,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         Ok(())
     })?;
     bar.finish_and_clear();
-    state.save(&options.state)?;
+    // There is nothing left to resume.
+    let _ = std::fs::remove_file(&options.state);
     if let Some(file) = &options.record {
         record(&state, file)?;
     }

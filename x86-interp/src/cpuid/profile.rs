@@ -1,8 +1,9 @@
 //! Named CPUID profiles.
 //!
 //! SDM Vol. 2A, "CPUID-CPU Identification". The vendor string is Intel's, since VMX and the rules
-//! for what is undefined are Intel's; the model number is that of a server processor which has the
-//! features of the `default` profile.
+//! for what is undefined are Intel's; the model number is that of a server processor of the third
+//! generation, or of the processor that a profile is named after. Two of these are also profiles of
+//! `vmx-model`; of them only what this crate executes is offered (no transactions, no SGX, no MPX).
 
 use super::feature::{Feature, FeatureSet};
 use super::{CpuidEntry, CpuidTable};
@@ -16,142 +17,154 @@ pub struct Profile {
     features: &'static [&'static [Feature]],
     physical_address_bits: u8,
     linear_address_bits: u8,
+    /// Leaf 1, EAX: family, model, stepping.
+    signature: u32,
+    /// The brand string.
+    brand: &'static str,
 }
 
+/// Family 6, model 6AH, stepping 6: a server processor of the third generation.
+const SIGNATURE: u32 = 0x000_606a6;
+const BRAND: &str = "softvmx virtual processor";
+
 /// The features of every 32-bit processor that this crate models.
+#[rustfmt::skip]
 const P6: &[Feature] = &[
-    F::Fpu,
-    F::Vme,
-    F::De,
-    F::Pse,
-    F::Tsc,
-    F::Msr,
-    F::Pae,
-    F::Mce,
-    F::Cx8,
-    F::Apic,
-    F::Sep,
-    F::Mtrr,
-    F::Pge,
-    F::Mca,
-    F::Cmov,
-    F::Pat,
-    F::Pse36,
-    F::Mmx,
-    F::Fxsr,
+    F::Fpu, F::Vme, F::De, F::Pse, F::Tsc, F::Msr, F::Pae, F::Mce, F::Cx8, F::Apic, F::Sep, F::Mtrr,
+    F::Pge, F::Mca, F::Cmov, F::Pat, F::Pse36, F::Mmx, F::Fxsr,
 ];
 
 /// What long-mode software expects.
+#[rustfmt::skip]
 const X86_64: &[Feature] = &[
-    F::Clfsh,
-    F::Sse,
-    F::Sse2,
-    F::Ss,
-    F::Syscall,
-    F::Nx,
-    F::LongMode,
+    F::Clfsh, F::Sse, F::Sse2, F::Ss, F::Syscall, F::Nx, F::LongMode,
 ];
 
-/// What x86-64-v2 adds, of the integer instructions.
-const V2_INTEGER: &[Feature] = &[F::LahfLm, F::Cx16];
+/// What x86-64-v2 adds (x86-64 psABI, "Low Level System Information").
+#[rustfmt::skip]
+const V2: &[Feature] = &[
+    F::LahfLm, F::Cx16, F::Popcnt, F::Sse3, F::Sse41, F::Sse42, F::Ssse3,
+];
 
-/// System features.
+/// What x86-64-v3 adds.
+#[rustfmt::skip]
+const V3: &[Feature] = &[
+    F::Avx, F::Avx2, F::Bmi1, F::Bmi2, F::F16c, F::Fma, F::Lzcnt, F::Movbe,
+];
+
+/// What x86-64-v4 adds.
+#[rustfmt::skip]
+const V4: &[Feature] = &[
+    F::Avx512f, F::Avx512bw, F::Avx512cd, F::Avx512dq, F::Avx512vl,
+];
+
+/// Instruction sets beside the levels, of the time of x86-64-v3.
+#[rustfmt::skip]
+const CRYPTOGRAPHY: &[Feature] = &[F::Aes, F::Pclmulqdq, F::Adx, F::Sha];
+
+/// System features that every profile of 64-bit processors has.
+#[rustfmt::skip]
+const COMMON_SYSTEM: &[Feature] = &[
+    F::Monitor, F::Vmx, F::Pcid, F::X2apic, F::TscDeadline, F::Xsave, F::Rdrand, F::Arat,
+    F::Fsgsbase, F::TscAdjust, F::Smep, F::Erms, F::Invpcid, F::FcsFdsDeprecated, F::Rdseed,
+    F::Smap, F::Xsaveopt, F::Page1gb, F::Rdtscp, F::InvariantTsc,
+];
+
+/// System features of the server processor.
+#[rustfmt::skip]
 const SYSTEM: &[Feature] = &[
-    F::Monitor,
-    F::Vmx,
-    F::Pcid,
-    F::X2apic,
-    F::TscDeadline,
-    F::Xsave,
-    F::Rdrand,
-    F::Arat,
-    F::Fsgsbase,
-    F::TscAdjust,
-    F::Smep,
-    F::Erms,
-    F::Invpcid,
-    F::FcsFdsDeprecated,
-    F::Rdseed,
-    F::Smap,
-    F::Clflushopt,
-    F::Clwb,
-    F::Umip,
-    F::Pku,
-    F::Rdpid,
-    F::Fsrm,
-    F::Serialize,
-    F::ArchCapabilities,
-    F::Xsaveopt,
-    F::Xsavec,
-    F::Xgetbv1,
-    F::Xsaves,
-    F::Page1gb,
-    F::Rdtscp,
-    F::InvariantTsc,
-    F::Cldemote,
-    F::La57,
-];
-
-/// Integer instruction sets.
-const INTEGER: &[Feature] = &[
-    F::Movbe,
-    F::Popcnt,
-    F::Bmi1,
-    F::Bmi2,
-    F::Adx,
-    F::Lzcnt,
-    F::Prefetchw,
-    F::Movdiri,
+    F::Clflushopt, F::Clwb, F::Umip, F::Pku, F::Rdpid, F::Fsrm, F::Serialize, F::ArchCapabilities,
+    F::Xsavec, F::Xgetbv1, F::Xsaves, F::Cldemote, F::La57, F::Prefetchw, F::Movdiri,
 ];
 
 /// System features that the default profile does not have.
+#[rustfmt::skip]
 const RARE: &[Feature] = &[F::Pks, F::Waitpkg];
 
-/// Vector instruction sets, most of which stop with `Stop::Unimplemented` today.
-const VECTOR: &[Feature] = &[
-    F::Sse3,
-    F::Ssse3,
-    F::Sse41,
-    F::Sse42,
-    F::Pclmulqdq,
-    F::Aes,
-    F::Avx,
-    F::F16c,
-    F::Fma,
-    F::Avx2,
-    F::Sha,
+/// Vector instruction sets that no level has.
+#[rustfmt::skip]
+const BESIDE_V4: &[Feature] = &[
+    F::Gfni, F::Vaes, F::Vpclmulqdq, F::Avx512ifma, F::Avx512vbmi, F::Avx512vbmi2, F::Avx512vnni,
+    F::Avx512bitalg, F::Avx512vpopcntdq,
 ];
 
 impl Profile {
-    /// What this crate executes: the default.
-    pub const DEFAULT: Self = Self {
-        name: "default",
-        features: &[P6, X86_64, V2_INTEGER, SYSTEM, INTEGER],
-        physical_address_bits: 46,
-        linear_address_bits: 57,
-    };
-    /// The default, protection keys for supervisor pages, user-level waiting, and the vector instruction sets that this
-    /// crate knows by name.
+    /// x86-64-v3 with the instruction sets that its processors have beside it: the default.
+    pub const DEFAULT: Self = Self::server(
+        "default",
+        &[P6, X86_64, V2, V3, CRYPTOGRAPHY, COMMON_SYSTEM, SYSTEM],
+    );
+    /// Every instruction set that this crate executes; protection keys for supervisor pages, and
+    /// user-level waiting.
     pub const EVERYTHING: Self = Self {
-        name: "everything",
-        features: &[P6, X86_64, V2_INTEGER, SYSTEM, INTEGER, RARE, VECTOR],
         physical_address_bits: 52,
-        linear_address_bits: 57,
+        ..Self::server(
+            "everything",
+            &[
+                P6,
+                X86_64,
+                V2,
+                V3,
+                V4,
+                CRYPTOGRAPHY,
+                BESIDE_V4,
+                COMMON_SYSTEM,
+                SYSTEM,
+                RARE,
+            ],
+        )
     };
     /// A 32-bit processor without extensions.
     pub const MINIMAL: Self = Self {
-        name: "minimal",
-        features: &[P6],
         physical_address_bits: 36,
         linear_address_bits: 32,
+        ..Self::server("minimal", &[P6])
     };
     /// The lowest level of 64-bit instructions (x86-64 psABI, "Low Level System Information"), with
     /// the system features of the default.
-    pub const X86_64_V1: Self = Self {
-        name: "x86-64-v1",
-        features: &[P6, X86_64, SYSTEM],
-        physical_address_bits: 46,
-        linear_address_bits: 57,
+    pub const X86_64_V1: Self = Self::server("x86-64-v1", &[P6, X86_64, COMMON_SYSTEM, SYSTEM]);
+    /// The second level: SSE3 to SSE4.2, POPCNT.
+    pub const X86_64_V2: Self = Self::server("x86-64-v2", &[P6, X86_64, V2, COMMON_SYSTEM, SYSTEM]);
+    /// The third level: AVX2, BMI, FMA.
+    pub const X86_64_V3: Self =
+        Self::server("x86-64-v3", &[P6, X86_64, V2, V3, COMMON_SYSTEM, SYSTEM]);
+    /// The fourth level: AVX-512.
+    pub const X86_64_V4: Self = Self::server(
+        "x86-64-v4",
+        &[P6, X86_64, V2, V3, V4, COMMON_SYSTEM, SYSTEM],
+    );
+    /// The processor of `VmxProfile::broadwell`.
+    pub const BROADWELL: Self = Self {
+        name: "broadwell-i7-5600u",
+        features: &[
+            P6,
+            X86_64,
+            V2,
+            V3,
+            &[F::Aes, F::Pclmulqdq, F::Adx, F::Prefetchw],
+            COMMON_SYSTEM,
+        ],
+        physical_address_bits: 39,
+        linear_address_bits: 48,
+        signature: 0x000_306d4,
+        brand: "Intel(R) Core(TM) i7-5600U CPU @ 2.60GHz",
+    };
+    /// The processor of `VmxProfile::coffee_lake`.
+    pub const COFFEE_LAKE: Self = Self {
+        name: "coffee-lake-i7-8750h-class",
+        features: &[
+            P6,
+            X86_64,
+            V2,
+            V3,
+            &[F::Aes, F::Pclmulqdq, F::Adx, F::Prefetchw],
+            COMMON_SYSTEM,
+            &[F::Clflushopt, F::Xsavec, F::Xgetbv1, F::Xsaves],
+        ],
+        physical_address_bits: 39,
+        linear_address_bits: 48,
+        signature: 0x000_906ea,
+        brand: "Intel(R) Core(TM) i7-8750H CPU @ 2.20GHz",
     };
     /// Every profile.
     pub const ALL: &[Self] = &[
@@ -159,7 +172,24 @@ impl Profile {
         Self::EVERYTHING,
         Self::MINIMAL,
         Self::X86_64_V1,
+        Self::X86_64_V2,
+        Self::X86_64_V3,
+        Self::X86_64_V4,
+        Self::BROADWELL,
+        Self::COFFEE_LAKE,
     ];
+
+    /// The server processor with these features.
+    const fn server(name: &'static str, features: &'static [&'static [Feature]]) -> Self {
+        Self {
+            name,
+            features,
+            physical_address_bits: 46,
+            linear_address_bits: 57,
+            signature: SIGNATURE,
+            brand: BRAND,
+        }
+    }
 
     /// Returns the profile of this name.
     #[must_use]
@@ -213,8 +243,8 @@ impl Profile {
                     text(b"ineI"),
                 ],
             ),
-            // Family 6, model 6AH, stepping 6; CLFLUSH line of 64 bytes, one logical processor.
-            leaf(1, [0x000_606a6, 0x0001_0800, 0, 0]),
+            // CLFLUSH line of 64 bytes, one logical processor.
+            leaf(1, [self.signature, 0x0001_0800, 0, 0]),
             // "No cache information here, see leaf 4."
             leaf(2, [0x00fe_ff01, 0xf0, 0, 0]),
         ];
@@ -238,7 +268,7 @@ impl Profile {
         }
         leaves.push(leaf(0x8000_0000, [0x8000_0008, 0, 0, 0]));
         leaves.push(leaf(0x8000_0001, [0; 4]));
-        leaves.extend(brand());
+        leaves.extend(brand(self.brand));
         leaves.push(leaf(0x8000_0006, [0, 0, 0x0100_6040, 0]));
         leaves.push(leaf(0x8000_0007, [0; 4]));
         let sizes =
@@ -282,9 +312,9 @@ const fn text(letters: &[u8; 4]) -> u32 {
 }
 
 /// Leaves 80000002H to 80000004H: the brand string.
-fn brand() -> [CpuidEntry; 3] {
+fn brand(name: &str) -> [CpuidEntry; 3] {
+    let name = name.as_bytes();
     let mut bytes = [0; 48];
-    let name = b"softvmx virtual processor";
     bytes[..name.len()].copy_from_slice(name);
     [0, 1, 2].map(|part| {
         let word = |n: usize| {

@@ -51,6 +51,43 @@ fn the_default_profile_is_the_one_of_the_model() {
     assert_eq!(ours, facts);
 }
 
+/// The profiles of real processors are those of the model, less what this crate does not execute.
+#[test]
+fn processors_have_the_widths_of_the_model() {
+    for (profile, model) in [
+        (Profile::BROADWELL, VmxProfile::broadwell()),
+        (Profile::COFFEE_LAKE, VmxProfile::coffee_lake()),
+    ] {
+        assert_eq!(profile.name, model.name);
+        let (ours, theirs) = (profile.table().facts(), model.facts);
+        assert_eq!(ours.physical_address_bits, theirs.physical_address_bits);
+        assert_eq!(ours.linear_address_bits, theirs.linear_address_bits);
+        let beyond = ours.cr4_supported - theirs.cr4_supported;
+        assert_eq!(beyond, Cr4::empty(), "{}", profile.name);
+        let brand = profile.table().answer(0x8000_0002, 0).eax;
+        assert_eq!(brand.to_le_bytes(), *b"Inte");
+    }
+}
+
+/// The levels of the x86-64 psABI contain one another.
+#[test]
+fn each_level_has_what_the_one_before_has() {
+    let levels = [
+        Profile::X86_64_V1,
+        Profile::X86_64_V2,
+        Profile::X86_64_V3,
+        Profile::X86_64_V4,
+    ];
+    for pair in levels.windows(2) {
+        let [narrow, wide] = [pair[0].features(), pair[1].features()];
+        let lost = Feature::ALL
+            .iter()
+            .find(|f| narrow.has(f.0) && !wide.has(f.0));
+        assert_eq!(lost, None);
+        assert_ne!(narrow, wide);
+    }
+}
+
 #[test]
 fn leaves_beyond_the_highest_answer_as_the_highest() {
     let mut cpu = long_mode();
@@ -89,12 +126,17 @@ fn xsave_areas_have_the_sizes_of_their_components() {
         (7, 832, 832),
         (0x207, 2696, 840),
         (0x203, 2696, 584),
+        (0xe7, 2688, 2432),
+        (0x2e7, 2696, 2440),
     ] {
         cpu.system.xcr0 = xcr0;
-        assert_eq!(cpuid(&mut cpu, 0xd, 0), [0x207, standard, 2696, 0]);
+        assert_eq!(cpuid(&mut cpu, 0xd, 0), [0x2e7, standard, 2696, 0]);
         assert_eq!(cpuid(&mut cpu, 0xd, 1)[1], compacted);
     }
     assert_eq!(cpuid(&mut cpu, 0xd, 2), [256, 576, 0, 0]);
+    assert_eq!(cpuid(&mut cpu, 0xd, 5), [64, 1088, 0, 0]);
+    assert_eq!(cpuid(&mut cpu, 0xd, 6), [512, 1152, 0, 0]);
+    assert_eq!(cpuid(&mut cpu, 0xd, 7), [1024, 1664, 0, 0]);
     assert_eq!(cpuid(&mut cpu, 0xd, 9), [8, 2688, 0, 0]);
 }
 
@@ -110,7 +152,8 @@ fn instructions_need_their_features() {
         (Code::Vmxon_m64, true, false),
         (Code::Invept_r64_m128, true, false),
         (Code::Fxsave_m512byte, true, true),
-        (Code::VEX_Vaddps_ymm_ymm_ymmm256, false, false),
+        (Code::VEX_Vaddps_ymm_ymm_ymmm256, true, false),
+        (Code::EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er, false, false),
         (Code::Vmrunq, false, false),
         (Code::Rdsspd_r32, true, true),
         (Code::Endbr64, true, true),

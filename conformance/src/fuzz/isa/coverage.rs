@@ -134,8 +134,8 @@ const NARROWEST_FIRST: &[&str] = &[
     "x86-64-v1",
     "x86-64-v2",
     "x86-64-v3",
-    "x86-64-v4",
     "default",
+    "x86-64-v4",
     "everything",
 ];
 
