@@ -143,6 +143,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             fuzz::run(&mut fuzz::entry::Entry::default(), &options)
         }
         Command::Fuzz(FuzzCommand::Code(options)) => {
+            // The widest processor that KVM runs on.
+            kvm_api::choose_processor("x86-64-v4")?;
             fuzz::run(&mut fuzz::code::Code::default(), &options)
         }
         Command::Fuzz(FuzzCommand::Ioctl(options)) => {

@@ -1,10 +1,11 @@
 //! The CPUID that KVM offers to guests (api.rst, "KVM_GET_SUPPORTED_CPUID").
 //!
-//! It is the interpreter's profile as far as KVM passes it on: without what needs an in-kernel
-//! local APIC or nested VMX, and with the hypervisor's own leaves.
+//! It is one of the interpreter's profiles as far as KVM passes it on: without what needs an
+//! in-kernel local APIC or nested VMX, and with the hypervisor's own leaves.
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, OnceLock};
+use thiserror::Error;
 use x86_interp::cpuid::{CpuidEntry, CpuidTable, Feature, Output, Profile};
 use x86_interp::xstate;
 
@@ -17,8 +18,76 @@ const WITHHELD: &[Feature] = &[
     Feature::TscDeadline,
 ];
 
+/// The processor on which KVM runs.
+static PROCESSOR: OnceLock<&'static Profile> = OnceLock::new();
+
+/// Why a processor cannot be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ProcessorError {
+    /// No profile has this name.
+    #[error("no CPUID profile is called {name}; there are {}", names().join(", "))]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// KVM needs 64-bit mode, VMX, and addresses that the VMX profile covers.
+    #[error("KVM does not run on the processor {name}")]
+    Unsuitable {
+        /// The name.
+        name: String,
+    },
+    /// Somebody has asked KVM about its processor already.
+    #[error("the processor of KVM is in use already")]
+    InUse,
+}
+
+/// Returns the processors that [`choose_processor`] takes: the CPUID profiles of `x86-interp` on
+/// which KVM runs.
+fn names() -> Vec<&'static str> {
+    let all = Profile::ALL.iter();
+    all.filter(|p| is_suitable(p)).map(|p| p.name).collect()
+}
+
+fn is_suitable(profile: &Profile) -> bool {
+    let (wide, own) = (Profile::DEFAULT.table().facts(), profile.table().facts());
+    let features = profile.features();
+    features.has(Feature::LongMode)
+        && features.has(Feature::Vmx)
+        && own.physical_address_bits <= wide.physical_address_bits
+}
+
+/// Chooses the processor on which KVM runs in this process, by the name of a CPUID profile
+/// ([`Profile`]): what KVM_GET_SUPPORTED_CPUID offers follows. Without a choice it is
+/// [`Profile::DEFAULT`].
+///
+/// # Errors
+/// If there is no such profile, KVM does not run on it, or it is too late.
+///
+/// # Examples
+/// ```
+/// kvm_api::choose_processor("x86-64-v4")?;
+/// let avx512f = |e: &kvm_bindings::kvm_cpuid_entry2| e.function == 7 && e.ebx >> 16 & 1 != 0;
+/// assert!(kvm_api::Kvm::new()?.get_supported_cpuid().iter().any(avx512f));
+/// assert!(kvm_api::choose_processor("x86-64-v5").is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn choose_processor(name: &str) -> Result<(), ProcessorError> {
+    let name = || name.to_owned();
+    let profile =
+        Profile::by_name(&name()).ok_or_else(|| ProcessorError::Unknown { name: name() })?;
+    if !is_suitable(profile) {
+        return Err(ProcessorError::Unsuitable { name: name() });
+    }
+    PROCESSOR.set(profile).map_err(|_| ProcessorError::InUse)
+}
+
+fn processor() -> &'static Profile {
+    PROCESSOR.get_or_init(|| &Profile::DEFAULT)
+}
+
 static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
-    let mut table = from_profile(&Profile::DEFAULT.table());
+    let mut table = from_profile(&processor().table());
     for feature in WITHHELD {
         set(&mut table, *feature, false);
     }
@@ -86,7 +155,7 @@ pub(crate) fn emulated() -> Vec<kvm_cpuid_entry2> {
 
 /// Returns the bits of XCR0 that a guest may be given.
 pub(crate) fn supported_xcr0() -> u64 {
-    static XCR0: LazyLock<u64> = LazyLock::new(|| xstate::supported(Profile::DEFAULT.features()));
+    static XCR0: LazyLock<u64> = LazyLock::new(|| xstate::supported(processor().features()));
     *XCR0
 }
 

@@ -36,6 +36,7 @@ mod vm;
 mod vmx;
 mod watch;
 
+pub use cpuid::{ProcessorError, choose_processor};
 pub use errno::{Errno, Result};
 pub use system::Kvm;
 pub use vcpu::Vcpu;

@@ -9,6 +9,8 @@
 //!   become another file's;
 //! - `sigaction`, `signal` and their like: see `handlers`.
 //!
+//! `SOFTVMX_CPU=NAME` chooses the processor on which KVM runs, by the name of a CPUID profile.
+//!
 //! Every other call goes to the next definition of the symbol. `mmap`, `dup` and the rest need no
 //! help, as the descriptors are real ones. A program that makes system calls itself
 //! (statically linked, or a Go program) is not reached.
@@ -19,6 +21,8 @@ pub mod handlers;
 mod next;
 
 use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
+
+use std::sync::OnceLock;
 
 use kvm_api::{Errno, abi};
 use next::Next;
@@ -38,8 +42,28 @@ unsafe fn is_kvm(path: *const c_char) -> bool {
     !path.is_null() && unsafe { CStr::from_ptr(path) } == c"/dev/kvm"
 }
 
+/// Names the processor on which KVM runs; see [`kvm_api::choose_processor`].
+const PROCESSOR: &str = "SOFTVMX_CPU";
+
+/// Heeds `SOFTVMX_CPU`; a name that does not fit is told, and makes KVM unavailable (ENODEV).
+fn choose_processor() -> Result<(), c_int> {
+    static CHOSEN: OnceLock<Result<(), c_int>> = OnceLock::new();
+    *CHOSEN.get_or_init(|| {
+        let Some(name) = std::env::var_os(PROCESSOR).filter(|name| !name.is_empty()) else {
+            return Ok(());
+        };
+        kvm_api::choose_processor(&name.to_string_lossy()).map_err(|error| {
+            eprintln!("{PROCESSOR}: {error}");
+            libc::ENODEV
+        })
+    })
+}
+
 /// What `open("/dev/kvm", flags)` gives.
 fn open_kvm(flags: c_int) -> c_int {
+    if let Err(errno) = choose_processor() {
+        return fail(errno);
+    }
     let fd = match abi::open_system() {
         Ok(fd) => fd,
         Err(errno) => return fail(errno.raw()),

@@ -15,9 +15,16 @@ const LIBRARY: &str = "libkvm_preload.so";
 /// Names the library's path.
 const VARIABLE: &str = "SOFTVMX_PRELOAD";
 
+/// Names the processor to the library.
+const PROCESSOR: &str = "SOFTVMX_CPU";
+
 /// Arguments of `softvmx kvm`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
+    /// The processor on which KVM runs, by the name of a CPUID profile; what
+    /// KVM_GET_SUPPORTED_CPUID offers follows.
+    #[arg(long, value_name = "PROFILE")]
+    cpu: Option<String>,
     /// The program and its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<OsString>,
@@ -31,6 +38,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     command
         .args(arguments)
         .env("LD_PRELOAD", preload_list(&library));
+    if let Some(name) = &options.cpu {
+        kvm_api::choose_processor(name)?;
+        command.env(PROCESSOR, name);
+    }
     let error = command.exec();
     Err(error).with_context(|| format!("cannot run {}", program.display()))
 }

@@ -7,9 +7,9 @@ use crate::backend::emulated::EmulatedKernel;
 use crate::backend::host::SystemBackend;
 use crate::backend::{Backend, Errno, Outcome};
 use crate::guest::{Machine, Mode, layout};
-use crate::probe::Probe;
-use crate::requests::{KVM_GET_SREGS, KVM_SET_FPU, KVM_SET_REGS, KVM_SET_SREGS};
-use kvm_bindings::{kvm_fpu, kvm_regs, kvm_sregs};
+use crate::probe::{Probe, Words};
+use crate::requests::{KVM_GET_SREGS, KVM_SET_FPU, KVM_SET_REGS, KVM_SET_SREGS, KVM_SET_XCRS};
+use kvm_bindings::{kvm_fpu, kvm_regs, kvm_sregs, kvm_xcrs};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use zerocopy::IntoBytes;
 
@@ -34,6 +34,9 @@ const RUN_LIMIT_MS: u32 = 10;
 /// The KVM_EXIT_* that a guest can cause: IO, DEBUG, HLT, MMIO, SHUTDOWN, FAIL_ENTRY, SET_TPR,
 /// INTERNAL_ERROR.
 const EXITS: [u64; 8] = [IO, 4, 5, MMIO, 8, 9, 11, 17];
+/// Bits of CR4.
+const OSFXSR: u64 = 1 << 9;
+const OSXSAVE: u64 = 1 << 18;
 const IO: u64 = 2;
 const MMIO: u64 = 6;
 
@@ -79,6 +82,10 @@ impl Random {
         self.below(n) == 0
     }
 
+    fn pick(&mut self, of: &[u8]) -> u8 {
+        of[self.below(of.len() as u64) as usize]
+    }
+
     fn bytes(&mut self, length: usize) -> Vec<u8> {
         let words = std::iter::repeat_with(|| self.next().to_le_bytes());
         words
@@ -105,21 +112,23 @@ impl Random {
             0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65,
         ];
         while self.one_in(4) {
-            code.push(PREFIXES[self.below(11) as usize]);
+            code.push(self.pick(&PREFIXES));
         }
-        match self.below(10) {
+        match self.below(12) {
             0..4 => code.push(self.next() as u8),
             4..7 => code.extend([0x0f, self.next() as u8]),
-            7 => code.extend([
-                0x0f,
-                [0x38, 0x3a][self.below(2) as usize],
-                self.next() as u8,
-            ]),
+            7 => code.extend([0x0f, self.pick(&[0x38, 0x3a]), self.next() as u8]),
             8 => {
                 // VEX of a map that exists.
                 let map = 0xe0 | (1 + self.below(3)) as u8;
                 code.extend([0xc4, map, self.next() as u8 & 0x7f, self.next() as u8]);
             }
+            9 => {
+                let map = (self.next() as u8 & 0xf0) | self.pick(&[1, 2, 3]);
+                code.extend([0x62, map, self.next() as u8 | 4]);
+                code.extend([self.next() as u8, self.next() as u8]);
+            }
+            10 => code.extend([0xc5, self.next() as u8, self.next() as u8]),
             _ => code.extend([0x40 | self.below(16) as u8, self.next() as u8]),
         }
         code.extend(
@@ -193,9 +202,18 @@ fn randomize_registers(probe: &mut Probe<'_>, machine: &Machine, random: &mut Ra
     let _ = probe.set(machine.vcpu, KVM_SET_REGS, &regs);
 }
 
-/// Some bits of the system registers, and the floating-point state. What KVM refuses stays as it
-/// is.
+/// CPUID, some bits of the system registers, XCR0, and the floating-point state. What KVM refuses
+/// stays as it is.
 fn randomize_system(probe: &mut Probe<'_>, machine: &Machine, random: &mut Random) {
+    if random.one_in(2) {
+        let _ = machine.adopt_cpuid(probe);
+        let mut sregs: kvm_sregs = probe.read_struct(machine.vcpu, KVM_GET_SREGS);
+        sregs.cr4 |= OSFXSR | OSXSAVE;
+        let _ = probe.set(machine.vcpu, KVM_SET_SREGS, &sregs);
+        let xcr0 = [7, 0xe7][random.below(2) as usize];
+        let words = Words::sized(size_of::<kvm_xcrs>()).u32(0, 1).u64(16, xcr0);
+        let _ = probe.send(machine.vcpu, KVM_SET_XCRS, words);
+    }
     if random.one_in(3) {
         let mut sregs: kvm_sregs = probe.read_struct(machine.vcpu, KVM_GET_SREGS);
         let bytes = sregs.as_mut_bytes();
