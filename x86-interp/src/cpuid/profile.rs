@@ -79,7 +79,7 @@ const SYSTEM: &[Feature] = &[
 
 /// System features that the default profile does not have.
 #[rustfmt::skip]
-const RARE: &[Feature] = &[F::Pks, F::Waitpkg];
+const RARE: &[Feature] = &[F::Pks, F::Waitpkg, F::Movdir64b];
 
 /// Vector instruction sets that no level has.
 #[rustfmt::skip]
