@@ -188,7 +188,9 @@ fn xcr0_rules() {
         (5, GP),
         (7, Ok(())),
         (0x207, Ok(())),
-        (0xe7, GP),
+        (0xe7, Ok(())),
+        (0xe3, GP),
+        (0x67, GP),
         (1 << 63 | 1, GP),
     ];
     for (value, expected) in rows {
@@ -215,9 +217,12 @@ fn xcr0_rules() {
 }
 
 #[test]
-fn the_default_profile_has_no_avx_component() {
+fn components_need_their_features() {
     let mut cpu = ready();
     cpu.set_cpuid(Profile::DEFAULT.table());
+    assert!(cpu.is_valid_xcr0(0x207));
+    assert!(!cpu.is_valid_xcr0(0xe7));
+    cpu.set_cpuid(Profile::X86_64_V1.table());
     assert!(cpu.is_valid_xcr0(0x203));
     assert!(!cpu.is_valid_xcr0(7));
 }
