@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
 
 use conformance::cases;
+use conformance::fuzz::isa::coverage;
 use conformance::known::{self, Kind, KnownDifference};
 use kvm_api::abi::{Descriptor, offered};
 use kvm_api::caps::CAPABILITIES;
@@ -81,7 +82,13 @@ fn fidelity() -> String {
     };
     let all = units.iter().flat_map(|unit| unit.results());
     let gap_results = all.filter(|result| is_gap(&result.id)).count();
+    let (executed, forms) = coverage::executed();
     let rows = [
+        (
+            "instruction forms, up to x86-64-v4 and beside it",
+            format!("{executed} of {forms}"),
+            "isa-coverage.md",
+        ),
         ("VMCS fields", Field::COUNT.to_string(), "vmx-model.md"),
         (
             "VMX controls",

@@ -58,6 +58,14 @@ pub fn all_forms() -> impl Iterator<Item = Code> {
     Code::values().filter(is_one)
 }
 
+/// Returns how many forms of all levels are executed, and how many there are.
+#[must_use]
+pub fn executed() -> (usize, usize) {
+    let all: Vec<Code> = all_forms().filter(|&c| level_of(c).is_some()).collect();
+    let executed = all.iter().filter(|&&c| is_supported(c)).count();
+    (executed, all.len())
+}
+
 /// Returns the page.
 #[must_use]
 pub fn page(proved: &Proved) -> String {
