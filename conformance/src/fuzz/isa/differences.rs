@@ -122,12 +122,14 @@ fn is_same_fault(case: &Case, host: &Outcome, ours: &Outcome) -> bool {
             | M::Maskmovq
             | M::Maskmovdqu
             | M::Vmaskmovdqu
-            | M::Cmpsb
-            | M::Cmpsw
-            | M::Cmpsd
-            | M::Cmpsq
     );
+    // Either operand of CMPS may come first, a fault of its segment too.
+    let is_cmps = matches!(
+        case.instruction.mnemonic(),
+        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq
+    ) && case.instruction.is_string_instruction();
     match (host.exception, ours.exception) {
+        (Some((12..=14, ..)), Some((12..=14, ..))) if is_cmps => true,
         (Some((14, a, _)), Some((14, b, _))) => is_in_parts && a == b,
         _ => false,
     }
