@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use iced_x86::Decoder;
 use vmx_model::addr::{Hpa, Linear};
 use vmx_model::arch::{ArchState, Rflags, SegmentRegister};
 use vmx_model::event::{Event, Exception};
 
 use crate::bus::{Bus, Clock, LocalApic};
 use crate::cpuid::{CpuidTable, Feature, Profile};
-use crate::decode;
 use crate::events::Events;
-use crate::exec::{self, monitor::Monitor};
+use crate::exec::monitor::Monitor;
 use crate::fault::{Exec, Fault};
 use crate::flags::LazyFlags;
 use crate::fpu::FpuState;
@@ -19,12 +17,11 @@ use crate::insn::{Insn, Operand, RegisterOffset};
 use crate::mem::phys::{PhysMap, View};
 use crate::mem::tlb::Tlb;
 use crate::mem::translate::CurrentContext;
-use crate::mem::{Access, Privilege};
 use crate::mode::Mode;
 use crate::msr::Msrs;
 use crate::reset::reset_state;
 use crate::run::{Engine, Hot};
-use crate::stop::{Stop, Unimplemented};
+use crate::stop::Stop;
 use crate::system::SystemRegisters;
 use crate::vmx::VmxContext;
 use crate::width::Width;
@@ -324,73 +321,6 @@ impl Cpu {
             _ if cs.is_big() => 32,
             _ => 16,
         }
-    }
-
-    /// Whether these bytes are the beginning of an instruction that is longer.
-    fn needs_more(&self, bytes: &[u8]) -> bool {
-        let options = self.cpuid.features().decoder_options();
-        let mut decoder = Decoder::with_ip(self.code_bits(), bytes, 0, options);
-        decoder.decode().is_invalid() && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
-    }
-
-    /// Fetches and decodes the instruction at RIP.
-    fn fetch(&mut self) -> Exec<Insn> {
-        let mut bytes = [0; 15];
-        let rip = self.state.rip;
-        let mut have = self.fetch_from_page(&mut bytes[..14])?;
-        loop {
-            let options = self.cpuid.features().decoder_options();
-            let mut decoder = Decoder::with_ip(self.code_bits(), &bytes[..have], rip, options);
-            let i = decoder.decode();
-            if !i.is_invalid() {
-                let features = self.cpuid.features();
-                if !decode::exists(i.code(), &features, self.mode().has_vex()) {
-                    return Err(Exception::UD.into());
-                }
-                let Some(row) = exec::lookup(i.code()) else {
-                    let length = i.len() as u8;
-                    return Err(self.stop(Stop::Unimplemented(Unimplemented {
-                        rip,
-                        bytes,
-                        length,
-                    })));
-                };
-                return Ok(decode::resolve(&i, row.plain));
-            }
-            if have == 15 && self.needs_more(&bytes[1..]) {
-                return Err(Exception::gp(0).into());
-            }
-            if decoder.last_error() != iced_x86::DecoderError::NoMoreBytes {
-                return Err(Exception::UD.into());
-            }
-            let at = rip.wrapping_add(have as u64) & self.rip_mask();
-            let linear = self.linear(SegmentRegister::Cs, at, 1, Access::Execute)?;
-            let mut byte = [0];
-            self.load_bytes_linear(linear, &mut byte, Access::Execute, Privilege::Current)?;
-            bytes[have] = byte[0];
-            have += 1;
-        }
-    }
-
-    /// Fills `bytes` with what the page at RIP has inside the limit of CS, if it is RAM; returns
-    /// how much that is. Elsewhere a byte is fetched only when the decoder asks for it.
-    fn fetch_from_page(&mut self, bytes: &mut [u8]) -> Exec<usize> {
-        let rip = self.state.rip;
-        let linear = self.linear(SegmentRegister::Cs, rip, 1, Access::Execute)?;
-        let at = self.translate(linear, Access::Execute, Privilege::Current)?;
-        let last = match self.mode() {
-            Mode::Long => u64::MAX,
-            _ => u64::from(self.state.segment(SegmentRegister::Cs).limit).min(self.rip_mask()),
-        };
-        let Some(ram) = self.view.page(at) else {
-            return Ok(0);
-        };
-        let room = (4096 - at.page_offset()).min(last.wrapping_sub(rip).saturating_add(1));
-        let count = bytes.len().min(room as usize);
-        if !ram.read(at.page_offset(), &mut bytes[..count]) {
-            return Err(self.host_fault(at));
-        }
-        Ok(count)
     }
 
     /// Returns the linear address of the current instruction.

@@ -19,6 +19,7 @@ pub(crate) mod descriptor;
 pub mod events;
 pub(crate) mod exec;
 pub mod fault;
+mod fetch;
 pub(crate) mod flags;
 pub mod fpu;
 pub mod insn;

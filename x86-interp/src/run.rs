@@ -16,6 +16,7 @@ use vmx_model::arch::{Cr0, Rflags, SegmentRegister};
 use crate::block::{self, Block, BlockCache, CodeMode, Key};
 use crate::events::Boundary;
 use crate::fault::{Exec, Fault};
+use crate::fetch::Fetched;
 use crate::mem::tlb::NO_CONTEXT;
 use crate::mem::{Access, Privilege, guard};
 use crate::stop::Stop;
@@ -88,6 +89,8 @@ impl Default for Current {
 #[derive(Default)]
 pub(crate) struct Engine {
     pub(crate) blocks: BlockCache,
+    /// Instructions in no block.
+    pub(crate) fetched: Fetched,
     /// [`crate::mem::phys::PhysMap::code_marks`] as last seen.
     code_marks: u64,
     /// The reason behind [`Left::Fault`].
@@ -341,6 +344,7 @@ impl Cpu {
     /// Drops all blocks, and what leads to them. Only between runs of handlers.
     pub(crate) fn drop_blocks(&mut self) {
         self.engine.blocks.clear();
+        self.engine.fetched.clear();
         self.hot.jumps.clear();
         self.hot.patch = Patch::NONE;
     }
