@@ -118,6 +118,8 @@ pub(crate) fn is_incomparable(case: &Case, host: &Outcome) -> bool {
         M::Movsxd => i.code() == Code::Movsxd_r16_rm16,
         // Where a fault ends them, AMD processors have pushed or popped the first registers.
         M::Pusha | M::Pushad | M::Popa | M::Popad => host.exception.is_some(),
+        // Either operand may come first, where both fault.
+        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => host.exception.is_some(),
         // The result of BSWAP of a 16-bit register is undefined.
         M::Bswap => i.op0_register().size() == 2,
         _ => false,
