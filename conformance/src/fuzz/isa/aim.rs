@@ -139,7 +139,7 @@ fn vector_index(draft: &mut Draft, case: &mut Case) {
 }
 
 /// Whether an address is in the arena, but far from the data pages.
-fn is_foreign(address: u64) -> bool {
+pub(super) fn is_foreign(address: u64) -> bool {
     let around_data = DATA - 0x8_0000..DATA + 0x8_0000;
     let arena = ARENA - 0x1000..ARENA + ARENA_BYTES as u64;
     arena.contains(&address) && !around_data.contains(&address)

@@ -2,7 +2,7 @@
 
 use super::Bits;
 use super::aim;
-use super::case::{CODE, CODE_BYTES, CODE_OFFSET, Case, DATA, DATA_BYTES, State};
+use super::case::{CODE, CODE_OFFSET, Case, DATA, DATA_BYTES, State};
 use super::forms;
 use super::random::{Random, Vectors};
 use iced_x86::{
@@ -99,10 +99,9 @@ impl Draft {
             patches: Vec::new(),
         };
         aim::aim(self, &mut case)?;
-        // What lies around the instruction is each side's own.
-        let own = CODE..CODE + CODE_BYTES as u64;
-        let is_own = case.address().is_some_and(|at| own.contains(&at));
-        (!is_own).then_some(case)
+        // The code page, the stub and the like are each side's own.
+        let is_foreign = case.address().is_some_and(aim::is_foreign);
+        (!is_foreign).then_some(case)
     }
 
     /// Returns the state of the FPU and the vector registers: those of AVX-512 where the form can
