@@ -46,11 +46,13 @@ const V2: &[Feature] = &[
     F::LahfLm, F::Cx16, F::Popcnt, F::Sse3, F::Sse41, F::Sse42, F::Ssse3,
 ];
 
-/// What x86-64-v3 adds.
+/// What x86-64-v3 adds, of the integer instructions.
 #[rustfmt::skip]
-const V3: &[Feature] = &[
-    F::Avx, F::Avx2, F::Bmi1, F::Bmi2, F::F16c, F::Fma, F::Lzcnt, F::Movbe,
-];
+const V3_INTEGER: &[Feature] = &[F::Bmi1, F::Bmi2, F::Lzcnt, F::Movbe];
+
+/// What x86-64-v3 adds, of the vector instructions.
+#[rustfmt::skip]
+const V3_VECTOR: &[Feature] = &[F::Avx, F::Avx2, F::F16c, F::Fma];
 
 /// What x86-64-v4 adds.
 #[rustfmt::skip]
@@ -89,10 +91,20 @@ const BESIDE_V4: &[Feature] = &[
 ];
 
 impl Profile {
-    /// x86-64-v3 with the instruction sets that its processors have beside it: the default.
+    /// The default: x86-64-v3 and the instruction sets that its processors have beside it, but for
+    /// AVX. Software that finds AVX uses it for every string and copy, and this crate executes it
+    /// by plain handlers, where SSE2 has micro-ops.
     pub const DEFAULT: Self = Self::server(
         "default",
-        &[P6, X86_64, V2, V3, CRYPTOGRAPHY, COMMON_SYSTEM, SYSTEM],
+        &[
+            P6,
+            X86_64,
+            V2,
+            V3_INTEGER,
+            CRYPTOGRAPHY,
+            COMMON_SYSTEM,
+            SYSTEM,
+        ],
     );
     /// Every instruction set that this crate executes; protection keys for supervisor pages, and
     /// user-level waiting.
@@ -104,7 +116,8 @@ impl Profile {
                 P6,
                 X86_64,
                 V2,
-                V3,
+                V3_INTEGER,
+                V3_VECTOR,
                 V4,
                 CRYPTOGRAPHY,
                 BESIDE_V4,
@@ -126,12 +139,23 @@ impl Profile {
     /// The second level: SSE3 to SSE4.2, POPCNT.
     pub const X86_64_V2: Self = Self::server("x86-64-v2", &[P6, X86_64, V2, COMMON_SYSTEM, SYSTEM]);
     /// The third level: AVX2, BMI, FMA.
-    pub const X86_64_V3: Self =
-        Self::server("x86-64-v3", &[P6, X86_64, V2, V3, COMMON_SYSTEM, SYSTEM]);
+    pub const X86_64_V3: Self = Self::server(
+        "x86-64-v3",
+        &[P6, X86_64, V2, V3_INTEGER, V3_VECTOR, COMMON_SYSTEM, SYSTEM],
+    );
     /// The fourth level: AVX-512.
     pub const X86_64_V4: Self = Self::server(
         "x86-64-v4",
-        &[P6, X86_64, V2, V3, V4, COMMON_SYSTEM, SYSTEM],
+        &[
+            P6,
+            X86_64,
+            V2,
+            V3_INTEGER,
+            V3_VECTOR,
+            V4,
+            COMMON_SYSTEM,
+            SYSTEM,
+        ],
     );
     /// The processor of `VmxProfile::broadwell`.
     pub const BROADWELL: Self = Self {
@@ -140,7 +164,8 @@ impl Profile {
             P6,
             X86_64,
             V2,
-            V3,
+            V3_INTEGER,
+            V3_VECTOR,
             &[F::Aes, F::Pclmulqdq, F::Adx, F::Prefetchw],
             COMMON_SYSTEM,
         ],
@@ -156,7 +181,8 @@ impl Profile {
             P6,
             X86_64,
             V2,
-            V3,
+            V3_INTEGER,
+            V3_VECTOR,
             &[F::Aes, F::Pclmulqdq, F::Adx, F::Prefetchw],
             COMMON_SYSTEM,
             &[F::Clflushopt, F::Xsavec, F::Xgetbv1, F::Xsaves],

@@ -219,10 +219,12 @@ fn xcr0_rules() {
 #[test]
 fn components_need_their_features() {
     let mut cpu = ready();
-    cpu.set_cpuid(Profile::DEFAULT.table());
+    cpu.set_cpuid(Profile::X86_64_V4.table());
+    assert!(cpu.is_valid_xcr0(0x2e7));
+    cpu.set_cpuid(Profile::X86_64_V3.table());
     assert!(cpu.is_valid_xcr0(0x207));
     assert!(!cpu.is_valid_xcr0(0xe7));
-    cpu.set_cpuid(Profile::X86_64_V1.table());
+    cpu.set_cpuid(Profile::DEFAULT.table());
     assert!(cpu.is_valid_xcr0(0x203));
     assert!(!cpu.is_valid_xcr0(7));
 }
