@@ -8,7 +8,7 @@
     reason = "blocks are memory that micro-op handlers walk by raw pointers"
 )]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,7 +31,14 @@ pub(crate) const fn max_insns(mode: &CodeMode) -> usize {
 }
 
 /// The cache is emptied when it holds this many blocks.
-const MAX_BLOCKS: usize = 1 << 16;
+const MAX_BLOCKS: usize = 7 << 13;
+
+/// The cache is emptied when this many blocks are out of use, and half as many as are in use.
+const MAX_RETIRED: usize = 1 << 11;
+
+/// How many dropped blocks are freed when a new one is added: to free all at once would take a
+/// processor out of its guest for a tenth of a second.
+const FREED_AT_ONCE: usize = 4;
 
 /// The cache is emptied when blocks were decoded for this many modes.
 const MAX_MODES: usize = 1 << 12;
@@ -161,6 +168,8 @@ pub(crate) struct BlockCache {
     /// Blocks that are no more found, but that links may still lead to.
     #[expect(clippy::vec_box, reason = "links point to what is in the boxes")]
     retired: Vec<Box<Block>>,
+    /// Blocks that nothing leads to, to be freed little by little.
+    dropped: VecDeque<Box<dyn Iterator<Item = Box<Block>> + Send>>,
 }
 
 impl BlockCache {
@@ -183,10 +192,38 @@ impl BlockCache {
 
     /// Drops all blocks. Only between runs of handlers.
     pub(crate) fn clear(&mut self) {
-        self.blocks.clear();
-        self.retired.clear();
+        if self.blocks.len() + self.retired.len() != 0 {
+            // As much room as before: to move many blocks to a larger table takes long as well.
+            let room = HashMap::with_capacity_and_hasher(self.blocks.len(), Default::default());
+            let blocks = core::mem::replace(&mut self.blocks, room);
+            let retired = core::mem::take(&mut self.retired);
+            let all = blocks.into_values().chain(retired);
+            self.dropped.push_back(Box::new(all));
+        }
         self.modes.clear();
         self.recent_modes = [None; 2];
+    }
+
+    /// Returns how many blocks there are at most, those to be freed included.
+    #[cfg(test)]
+    pub(crate) fn in_memory(&self) -> usize {
+        let dropped = self
+            .dropped
+            .iter()
+            .filter_map(|blocks| blocks.size_hint().1);
+        self.blocks.len() + self.retired.len() + dropped.sum::<usize>()
+    }
+
+    /// Frees some of the blocks that were dropped.
+    fn free_some(&mut self) {
+        for _ in 0..FREED_AT_ONCE {
+            let Some(blocks) = self.dropped.front_mut() else {
+                return;
+            };
+            if blocks.next().is_none() {
+                self.dropped.pop_front();
+            }
+        }
     }
 
     /// Takes a block out of use.
@@ -196,11 +233,13 @@ impl BlockCache {
 
     /// Whether it is time to drop all blocks.
     pub(crate) fn is_full(&self) -> bool {
-        self.blocks.len() + self.retired.len() >= MAX_BLOCKS || self.modes.len() >= MAX_MODES
+        let (used, retired) = (self.blocks.len(), self.retired.len());
+        used >= MAX_BLOCKS || retired >= MAX_RETIRED + used / 2 || self.modes.len() >= MAX_MODES
     }
 
     /// Adds a block.
     pub(crate) fn insert(&mut self, key: Key, block: Box<Block>) {
+        self.free_some();
         self.retired.extend(self.blocks.insert(key, block));
     }
 }

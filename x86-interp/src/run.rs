@@ -44,6 +44,14 @@ const PORTION_INSNS: u64 = 1024;
 /// Portions of repeated string instructions that a run may take, however small its budget.
 const FEW_PORTIONS: u64 = 16;
 
+/// Work of a turn of the run loop, beyond what is counted elsewhere; see [`Slice::work`].
+const TURN_WORK: i64 = 1;
+/// Work of the delivery of an exception.
+const DELIVERY_WORK: i64 = 5;
+/// Work of building a block, and of each instruction in it.
+const BLOCK_WORK: i64 = 5;
+const INSN_WORK: i64 = 2;
+
 /// Bytes of the longest block.
 const LONGEST_BLOCK: usize = block::MAX_INSNS * LONGEST_INSN;
 
@@ -97,6 +105,8 @@ pub(crate) struct Engine {
     pub(crate) fault: Option<Fault>,
     /// Portions of repeated string instructions that were not the last, in this run.
     pub(crate) portions: u64,
+    /// Work that is left to the slice; see [`Slice::work`].
+    patience: i64,
     /// See [`Cpu::set_only_processors_write`].
     only_processors_write: bool,
     /// The local APIC had no interrupt when it was last asked, and nobody has called attention or
@@ -120,6 +130,17 @@ impl Default for Hot {
             patch: Patch::NONE,
         }
     }
+}
+
+/// How far a processor runs until it is asked whether it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// Instructions: up to 63 more are executed, to the end of a block.
+    pub instructions: u64,
+    /// What takes much longer than an instruction of hot code, in units of about 100 nanoseconds:
+    /// building blocks, walking paging structures, delivering events, portions of repeated string
+    /// instructions. It is counted, not measured, so that a run can be repeated.
+    pub work: u32,
 }
 
 /// Ends a processor's run from any thread.
@@ -165,19 +186,65 @@ impl Cpu {
     }
 
     fn run_with_slack(&mut self, budget: u64, slack: u64) -> Stop {
-        let end = self.retired.saturating_add(budget.min(i64::MAX as u64 / 2));
+        self.begin_run();
+        self.engine.patience = i64::MAX;
+        self.run_slice(budget, slack)
+    }
+
+    /// Runs until something stops the processor. At the end of each slice `next` says how long the
+    /// next one is; if there is none the answer is [`Stop::Budget`]. Unlike a number of calls
+    /// of [`Self::run`] this does not expect memory to have been written from outside
+    /// in between.
+    pub fn run_in_slices(&mut self, first: Slice, next: &mut dyn FnMut() -> Option<Slice>) -> Stop {
+        self.begin_run();
+        let mut slice = first;
+        loop {
+            self.engine.patience = i64::from(slice.work);
+            let stop = self.run_slice(slice.instructions, block::MAX_INSNS as u64 - 1);
+            if stop != Stop::Budget {
+                return stop;
+            }
+            let Some(following) = next() else {
+                return stop;
+            };
+            slice = following;
+        }
+    }
+
+    fn begin_run(&mut self) {
         self.engine.is_apic_quiet = false;
         self.outside_may_have_written();
+    }
+
+    /// Notes work of a slice; see [`Slice::work`].
+    pub(crate) fn note_work(&mut self, work: i64) {
+        self.engine.patience -= work;
+        if !self.has_patience() {
+            // The next block is not entered.
+            self.hot.limit.fetch_max(ATTENTION, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the slice has work left.
+    pub(crate) fn has_patience(&self) -> bool {
+        self.engine.patience >= 0
+    }
+
+    fn run_slice(&mut self, budget: u64, slack: u64) -> Stop {
+        let end = self.retired.saturating_add(budget.min(i64::MAX as u64 / 2));
         let deliveries = self.events.deliveries().saturating_add(budget);
         let portions = (budget / PORTION_INSNS).max(FEW_PORTIONS);
         self.engine.portions = 0;
         loop {
             // An endless row of faulting handlers retires nothing, a long repetition little.
-            if self.events.deliveries() > deliveries || self.engine.portions >= portions {
+            let is_late = self.engine.portions >= portions || !self.has_patience();
+            if self.events.deliveries() > deliveries || is_late {
                 return Stop::Budget;
             }
+            self.engine.patience -= TURN_WORK;
             let mut result = self.run_once(end, slack);
             if let Err(Fault::Exception(exception)) = result {
+                self.engine.patience -= DELIVERY_WORK;
                 result = self.raise(exception);
             }
             if let Err(Fault::VmExit) = result {
@@ -380,6 +447,7 @@ impl Cpu {
                 let features = self.cpuid.features();
                 let generation = ram.code.generation();
                 let block = block::build(key.rip, mode, &features, bytes, generation)?;
+                self.engine.patience -= BLOCK_WORK + INSN_WORK * block.count() as i64;
                 self.engine.blocks.insert(key, block);
             }
             let block = self.engine.blocks.get(&key)?;

@@ -23,6 +23,11 @@ pub(crate) const RDI: u8 = 7;
 /// The largest number of iterations before events are looked for.
 const PORTION: u32 = 1024;
 
+/// Work of a piece moved at once, and how many single iterations are one unit; see
+/// [`crate::run::Slice::work`].
+const PIECE_WORK: i64 = 4;
+const ITERATIONS_OF_WORK: u32 = 8;
+
 /// Returns the row of a string instruction.
 pub(crate) fn lookup(code: Code) -> Option<Row> {
     if !code.is_string_instruction() {
@@ -155,6 +160,7 @@ fn advance_by(cpu: &mut Cpu, insn: &Insn, number: u8, bytes: u64) {
 }
 
 fn count_down<W: Width>(cpu: &mut Cpu, insn: &Insn, bytes: u64) {
+    cpu.note_work(PIECE_WORK);
     let done = bytes / W::BYTES as u64;
     cpu.set_counter(insn, cpu.counter(insn).wrapping_sub(done));
 }
@@ -202,15 +208,27 @@ pub(crate) fn portion(cpu: &Cpu) -> u32 {
     }
 }
 
+/// Counts the work of iterations one by one; whether the portion may go on with this one.
+fn may_iterate(cpu: &mut Cpu, number: u32) -> bool {
+    if !number.is_multiple_of(ITERATIONS_OF_WORK) {
+        return true;
+    }
+    cpu.note_work(1);
+    cpu.has_patience()
+}
+
 /// Runs `body` once, or with a repeat prefix as often as the counter tells.
 pub(crate) fn repeat(cpu: &mut Cpu, insn: &Insn, body: impl Fn(&mut Cpu) -> Exec) -> Exec {
     if insn.repeat == Repeat::None {
         return body(cpu);
     }
-    for _ in 0..portion(cpu) {
+    for n in 1..=portion(cpu) {
         let count = cpu.counter(insn);
         if count == 0 {
             return Ok(());
+        }
+        if !may_iterate(cpu, n) {
+            break;
         }
         body(cpu)?;
         cpu.set_counter(insn, count - 1);
@@ -228,10 +246,13 @@ fn repeat_while(cpu: &mut Cpu, insn: &Insn, body: impl Fn(&mut Cpu) -> Exec<Rfla
         return Ok(());
     }
     let goes_on_if_equal = insn.repeat == Repeat::Rep;
-    for _ in 0..portion(cpu) {
+    for n in 1..=portion(cpu) {
         let count = cpu.counter(insn);
         if count == 0 {
             return Ok(());
+        }
+        if !may_iterate(cpu, n) {
+            break;
         }
         let flags = body(cpu)?;
         cpu.set_counter(insn, count - 1);

@@ -40,6 +40,10 @@ impl CurrentContext {
     }
 }
 
+/// Work of a walk of paging structures, and of what follows from it; see
+/// [`crate::run::Slice::work`].
+const WALK_WORK: i64 = 3;
+
 impl Cpu {
     /// Translates a linear address through paging (and EPT) for one access.
     ///
@@ -55,6 +59,7 @@ impl Cpu {
         if let Some(physical) = self.tlb.translate(linear.0, context, access) {
             return Ok(Hpa(physical));
         }
+        self.note_work(WALK_WORK);
         let found = self.walk(linear, access, privilege)?;
         if self.is_apic_access_page(found.physical) {
             // Each access is looked at; a fetch, here.

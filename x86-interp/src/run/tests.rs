@@ -8,6 +8,7 @@ use vmx_model::arch::{AccessRights, ArchState, Cr0, Efer, Rflags, SegmentRegiste
 
 use crate::bus::{EmptyBus, InstructionClock};
 use crate::mem::phys::{OwnedRam, PhysMap};
+use crate::run::Slice;
 use crate::{Cpu, Stop};
 
 /// Where the tests put code.
@@ -370,4 +371,82 @@ fn a_long_repetition_is_left_when_the_time_is_over() {
         );
         done += iterations;
     }
+}
+
+/// Runs in slices until `next` was asked `times` times; returns how many instructions each had.
+fn lengths_of_slices(cpu: &mut Cpu, slice: Slice, times: usize) -> Vec<u64> {
+    let mut lengths = Vec::new();
+    let kicker = cpu.kicker();
+    for _ in 0..times {
+        let before = cpu.retired();
+        let mut asked = 0;
+        let stop = cpu.run_in_slices(slice, &mut || {
+            asked += 1;
+            None
+        });
+        assert_eq!((stop, asked), (Stop::Budget, 1));
+        lengths.push(cpu.retired() - before);
+    }
+    kicker.kick();
+    assert_eq!(cpu.run_in_slices(slice, &mut || None), Stop::Kick);
+    lengths
+}
+
+/// A loop that rewrites an operand of its own is decoded anew at each turn: a slice of it is short,
+/// however many instructions it may have, and one of a plain loop is not.
+#[test]
+fn a_slice_of_code_that_is_decoded_again_and_again_is_short() {
+    let slice = Slice {
+        instructions: 1 << 14,
+        work: 200,
+    };
+    let modifying = [0xfe, 0x05, 1, 0, 0, 0, 0xb3, 0, 0xeb, 0xf6];
+    let mut cpu = processor(Bits::Long64, 64, &modifying);
+    let lengths = lengths_of_slices(&mut cpu, slice, 8);
+    assert!(
+        lengths.iter().all(|&n| (1..200).contains(&n)),
+        "{lengths:?}"
+    );
+    let mut cpu = processor(Bits::Long64, 64, &[0xeb, 0xfe]);
+    let lengths = lengths_of_slices(&mut cpu, slice, 8);
+    let whole = slice.instructions..slice.instructions + 64;
+    assert!(lengths.iter().all(|n| whole.contains(n)), "{lengths:?}");
+}
+
+/// A repeated string instruction that misses the TLB at each access ends its portion with the slice.
+#[test]
+fn a_slice_of_repeated_comparisons_is_short() {
+    let slice = Slice {
+        instructions: 1 << 14,
+        work: 40,
+    };
+    let mut cpu = processor(Bits::Flat32, 64, &[0xf3, 0xa6, 0xeb, 0xfc]);
+    let (counter, source, destination) = (1, 6, 7);
+    let mut registers = cpu.general_registers();
+    (
+        registers[counter],
+        registers[source],
+        registers[destination],
+    ) = (0x10000, 0x10000, 0x20000);
+    cpu.set_general_registers(&registers);
+    let mut left = registers[counter];
+    for _ in 0..4 {
+        let stop = cpu.run_in_slices(slice, &mut || None);
+        assert_eq!(stop, Stop::Budget);
+        let now = cpu.general_registers()[counter];
+        assert!((1..=500).contains(&(left - now)), "{left} {now}");
+        left = now;
+    }
+}
+
+/// Blocks that nothing leads to any more are freed long before they fill the cache.
+#[test]
+fn self_modifying_code_does_not_fill_the_cache_with_dead_blocks() {
+    let modifying = [0xfe, 0x05, 1, 0, 0, 0, 0xb3, 0, 0xeb, 0xf6];
+    let mut cpu = processor(Bits::Long64, 64, &modifying);
+    for _ in 0..20 {
+        assert_eq!(cpu.run(1500), Stop::Budget);
+        assert!(cpu.engine.blocks.in_memory() < 5000);
+    }
+    assert_eq!(cpu.general_registers()[3] & 0xff, 30_000 / 3 % 256);
 }

@@ -8,6 +8,9 @@ use super::{Left, Uop, header, next};
 use crate::Cpu;
 use crate::insn::Repeat;
 
+/// Work of a plain handler; see [`crate::run::Slice::work`].
+const PLAIN_WORK: i64 = 1;
+
 /// Any instruction that goes on with the following one.
 pub(crate) unsafe fn plain(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
     // SAFETY: `uop`, "Safety".
@@ -61,6 +64,7 @@ unsafe fn execute(cpu: *mut Cpu, op: *const Uop) -> bool {
     let (cpu, op, header) = unsafe { (&mut *cpu, &*op, &*header(op)) };
     // SAFETY: as above; the block outlives the call, and no handler changes it.
     let block = unsafe { &*header.block };
+    cpu.note_work(PLAIN_WORK);
     let insn = &block.insns[usize::from(op.insn)];
     let next = block.rip.wrapping_add(u64::from(op.next_offset)) & block.rip_mask;
     cpu.state.rip = next.wrapping_sub(u64::from(insn.length)) & block.rip_mask;
