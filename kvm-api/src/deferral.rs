@@ -22,6 +22,8 @@ struct State {
     /// Signals are blocked until the end of the ioctl; the thread's mask was `before`.
     is_blocked: AtomicBool,
     before: AtomicU64,
+    /// A handler has run within the ioctl, because its signal could not be queued again.
+    was_handled: AtomicBool,
 }
 
 thread_local! {
@@ -31,6 +33,7 @@ thread_local! {
             is_inside: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
             before: AtomicU64::new(0),
+            was_handled: AtomicBool::new(false),
         }
     };
 }
@@ -70,6 +73,7 @@ pub unsafe fn defer_signal(
         // SAFETY: the caller's.
         if !unsafe { queue_again(signal, info) } {
             exchange(in_handler);
+            state.was_handled.store(true, Ordering::Relaxed);
             return false;
         }
         // SAFETY: the frame of the handler, from which the kernel takes the thread's mask. It has
@@ -127,6 +131,7 @@ impl Drop for Inside {
         STATE.with(|state| {
             state.is_inside.store(false, Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);
+            state.was_handled.store(false, Ordering::Relaxed);
             // While it is set no handler runs, so nobody comes between.
             if state.is_blocked.load(Ordering::Relaxed) {
                 state.is_blocked.store(false, Ordering::Relaxed);
@@ -142,6 +147,12 @@ pub(crate) fn mask_before() -> Option<Mask> {
         let is_blocked = state.is_blocked.load(Ordering::Relaxed);
         is_blocked.then(|| state.before.load(Ordering::Relaxed))
     })
+}
+
+/// Whether a handler has run within this ioctl: then KVM_RUN ends with EINTR, as if the signal had
+/// come in the kernel.
+pub(crate) fn was_handled() -> bool {
+    STATE.with(|state| state.was_handled.load(Ordering::Relaxed))
 }
 
 /// Gives the thread its mask back: within an ioctl, when that ends.
@@ -207,5 +218,47 @@ mod tests {
         assert_eq!(exchange(mask), 1 << (libc::SIGHUP - 1));
         raise(signals[0]);
         assert_eq!(HANDLED.get(), 4);
+    }
+
+    /// With the queue of signals full a handler cannot wait: KVM_RUN has to end nevertheless.
+    #[test]
+    fn a_handler_that_cannot_wait_is_known_to_have_run() {
+        let signal = libc::SIGRTMIN() + 4;
+        handle(signal, 0);
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        let before = HANDLED.get();
+        let inside = Inside::enter().expect("not yet within one");
+        assert!(!was_handled());
+        // SAFETY: the limit is readable and writable; the signal has a handler.
+        unsafe {
+            libc::getrlimit(libc::RLIMIT_SIGPENDING, &raw mut limit);
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                ..limit
+            };
+            // What the kernel itself sends is not counted: a timer has its room reserved.
+            let mut timer = core::mem::zeroed();
+            let mut event: libc::sigevent = core::mem::zeroed();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = signal;
+            event.sigev_notify_thread_id = libc::syscall(libc::SYS_gettid) as c_int;
+            let made = libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer);
+            assert_eq!(made, 0);
+            libc::setrlimit(libc::RLIMIT_SIGPENDING, &raw const none);
+            let mut soon: libc::itimerspec = core::mem::zeroed();
+            soon.it_value.tv_nsec = 1;
+            libc::timer_settime(timer, 0, &raw const soon, core::ptr::null_mut());
+            while HANDLED.get() == before {
+                std::thread::yield_now();
+            }
+            libc::setrlimit(libc::RLIMIT_SIGPENDING, &raw const limit);
+            libc::timer_delete(timer);
+        }
+        assert!(was_handled());
+        drop(inside);
+        assert!(!was_handled());
     }
 }

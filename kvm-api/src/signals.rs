@@ -17,6 +17,7 @@ use crate::host_fault;
 use core::cell::Cell;
 use core::mem::MaybeUninit;
 use std::time::{Duration, Instant};
+use x86_interp::run::Slice;
 
 /// A set of signals as a word: bit n - 1 for signal n.
 pub(crate) type Mask = u64;
@@ -33,12 +34,15 @@ pub(crate) const FAULTS: Mask =
 pub(crate) enum Block {
     /// During all of KVM_RUN.
     AtOnce,
-    /// When the guest has not exited to user space within [`UNBLOCKED_INSTRUCTIONS`].
+    /// When the guest has not exited to user space within [`UNBLOCKED`].
     Later,
 }
 
-/// How many instructions the guest may execute before signals are blocked.
-pub(crate) const UNBLOCKED_INSTRUCTIONS: u64 = 256;
+/// How far the guest may run before signals are blocked.
+pub(crate) const UNBLOCKED: Slice = Slice {
+    instructions: 256,
+    work: 64,
+};
 
 /// The signals of one KVM_RUN; the thread's mask is restored when it is dropped.
 #[derive(Debug)]
@@ -47,9 +51,9 @@ pub(crate) struct Signals {
     before: Cell<Option<Mask>>,
     /// The mask in effect for KVM_RUN instead of the thread's own.
     mask: Cell<Option<Mask>>,
-    block: Block,
     looked: Cell<Looked>,
-    /// A handler has asked for `immediate_exit` before signals were blocked.
+    /// A handler has run before signals were blocked: it has asked for `immediate_exit`, or it could
+    /// not wait.
     is_interrupted: Cell<bool>,
 }
 
@@ -70,22 +74,27 @@ impl Signals {
     /// Prepares for a KVM_RUN. To be dropped when the vCPU is unlocked: then handlers run.
     pub(crate) fn new(block: Block) -> Self {
         host_fault::install();
-        Self {
+        let signals = Self {
             before: Cell::new(None),
             mask: Cell::new(None),
-            block,
             looked: Cell::new(Looked::JustNow),
             is_interrupted: Cell::new(false),
+        };
+        if block == Block::AtOnce {
+            // Before the vCPU is locked: that may take long, and what is handled meanwhile has to
+            // end this KVM_RUN.
+            signals.block_all();
         }
+        signals
     }
 
     /// Begins the KVM_RUN; `mask` is in effect instead of the thread's own.
     pub(crate) fn begin(&self, mask: Option<Mask>) {
         self.mask.set(mask);
-        if mask.is_some() {
+        if mask.is_some() || deferral::mask_before().is_some() {
             self.looked.set(Looked::Never);
         }
-        if self.block == Block::AtOnce || mask.is_some() {
+        if mask.is_some() && !self.are_blocked() {
             self.block_all();
         }
     }
@@ -95,6 +104,9 @@ impl Signals {
         // A signal that was deferred until here has left nothing else unblocked.
         self.before
             .set(Some(deferral::mask_before().unwrap_or(held)));
+        if deferral::was_handled() {
+            self.is_interrupted.set(true);
+        }
     }
 
     /// Whether signals are blocked.
@@ -106,7 +118,9 @@ impl Signals {
     pub(crate) fn block(&self, immediate_exit: impl Fn() -> bool) {
         if !self.are_blocked() {
             self.block_all();
-            self.is_interrupted.set(immediate_exit());
+            if immediate_exit() {
+                self.is_interrupted.set(true);
+            }
         }
     }
 

@@ -3,13 +3,12 @@
 
 use crate::errno::{Errno, Result};
 use crate::run_page::offset;
-use crate::signals::{Signals, UNBLOCKED_INSTRUCTIONS};
+use crate::signals::{Signals, UNBLOCKED};
 use crate::vcpu::Loaded;
 use crate::vcpu::run::Next;
 use crate::vcpu::state::{QueuedException, QueuedInterrupt, RSP};
 use kvm_bindings::*;
 use std::sync::RwLockReadGuard;
-use std::time::{Duration, Instant};
 use vmx_model::arch::{Cr0, Rflags};
 use vmx_model::controls::ProcControls;
 use vmx_model::event::{EventType, InterruptionInfo, vector};
@@ -20,8 +19,6 @@ use vmx_model::processor::EntryOutcome;
 use x86_interp::stop::{Stop, Unimplemented};
 use x86_interp::vmx::EntryInstruction;
 
-/// How long the guest runs between two looks at pending signals.
-const SLICE: Duration = Duration::from_micros(200);
 /// The vector of the host's interrupt that takes a processor out of the guest.
 const RESCHEDULE_VECTOR: u8 = 0xfd;
 
@@ -305,26 +302,22 @@ impl Loaded<'_> {
 
     /// Runs the processor, which is in the guest, until it has left it.
     fn run_slices(&mut self, signals: &Signals, guard: RwLockReadGuard<'_, ()>) -> Left {
-        let (vm, run, budget) = (self.vm, self.run, &mut self.caches.budget);
+        let (vm, run, pace) = (self.vm, self.run, &mut self.caches.pace);
         let cpu = self.vmcs.processor().cpu(vm.host());
-        let (mut guard, mut slice_began) = (Some(guard), None);
+        let mut guard = Some(guard);
         loop {
             let in_guest = guard.take().unwrap_or_else(|| vm.memory().enter());
-            let slice = match signals.are_blocked() {
-                true => *budget,
-                false => UNBLOCKED_INSTRUCTIONS,
+            let stop = if signals.are_blocked() {
+                let mut stretch = pace.begin();
+                cpu.run_in_slices(stretch.slice(), &mut || stretch.next())
+            } else {
+                cpu.run_in_slices(UNBLOCKED, &mut || None)
             };
-            let stop = cpu.run(slice);
             drop(in_guest);
             match stop {
                 Stop::VmExit => return Left::Exit,
                 Stop::Budget => {
                     signals.block(|| run.read::<u8>(offset::IMMEDIATE_EXIT) != 0);
-                    // The first slice is not timed: most runs end within it.
-                    let now = Instant::now();
-                    if let Some(then) = slice_began.replace(now) {
-                        *budget = next_budget(*budget, now - then);
-                    }
                     if signals.is_pending() {
                         cpu.set_interrupt_line(Some(RESCHEDULE_VECTOR));
                     }
@@ -473,11 +466,4 @@ fn error(outcome: VmxOutcome) -> u64 {
         VmxOutcome::FailValid(number) => u64::from(number),
         _ => 0,
     }
-}
-
-/// Returns the budget that takes about a slice.
-fn next_budget(budget: u64, elapsed: Duration) -> u64 {
-    let nanos = elapsed.as_nanos().max(1);
-    let wanted = u128::from(budget) * SLICE.as_nanos() / nanos;
-    (wanted.clamp(1_000, 2_000_000)) as u64
 }

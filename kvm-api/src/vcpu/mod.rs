@@ -14,6 +14,7 @@ mod exits_io;
 mod fpu;
 mod ioctls;
 mod msr;
+mod pace;
 mod regs;
 mod run;
 pub(crate) mod state;
@@ -35,6 +36,7 @@ use crate::vmx::CurrentVmcs;
 use crate::vmx::setup::VmxPages;
 use emulate::Emulator;
 use fpu::LiveFpu;
+use pace::Pace;
 use state::VcpuState;
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
@@ -93,8 +95,7 @@ pub(crate) struct Caches {
     pub(crate) msrs_are_dirty: bool,
     /// IA32_KERNEL_GS_BASE as the processor was given it, or was last seen to have it.
     pub(crate) kernel_gs_base: u64,
-    /// Instructions of a slice.
-    pub(crate) budget: u64,
+    pub(crate) pace: Pace,
     pub(crate) emulator: Option<Box<Emulator>>,
     /// Moves with the guest's CPUID.
     pub(crate) cpuid_generation: u64,
@@ -121,7 +122,7 @@ impl Default for Caches {
             fpu: None,
             msrs_are_dirty: true,
             kernel_gs_base: 0,
-            budget: 20_000,
+            pace: Pace::default(),
             emulator: None,
             cpuid_generation: 0,
             emulator_cpuid: None,
