@@ -183,6 +183,20 @@ pub unsafe extern "C" fn sigaction(
     answer
 }
 
+/// See the C library's `sigaction`, which it exports by this name too.
+///
+/// # Safety
+/// That of the C library's function.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn __sigaction(
+    signal: c_int,
+    new: *const libc::sigaction,
+    old: *mut libc::sigaction,
+) -> c_int {
+    // SAFETY: the caller's.
+    unsafe { sigaction(signal, new, old) }
+}
+
 /// Declares interposed functions of the type of `signal`: the next definition installs the
 /// handler, which is then wrapped as it was installed.
 macro_rules! interpose_signal {

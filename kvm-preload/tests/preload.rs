@@ -82,6 +82,18 @@ fn signal_handlers_run_between_the_calls_of_kvm_run() {
 }
 
 #[test]
+fn a_signal_ends_every_endless_guest_soon() {
+    let loops = [
+        "jump",
+        "self-modifying",
+        "comparisons",
+        "interrupts",
+        "exits",
+    ];
+    expect_facts("endless", &loops);
+}
+
+#[test]
 fn a_number_that_is_another_files_now_is_not_taken_for_a_vcpu() {
     let facts = [
         "both run",
