@@ -26,7 +26,12 @@ const BULK: usize = 128;
 /// Zeroed, page-aligned host memory that this crate owns.
 #[derive(Debug)]
 pub struct OwnedRam {
+    /// The first page boundary in the allocation.
     pointer: NonNull<u8>,
+    bytes: usize,
+    /// The allocation, one page larger: the allocator clears what it must align, and takes
+    /// untouched pages from the system for what it need not.
+    allocation: NonNull<u8>,
     layout: Layout,
 }
 
@@ -41,10 +46,18 @@ impl OwnedRam {
     #[must_use]
     pub fn new(pages: usize) -> Option<Self> {
         let bytes = pages.checked_mul(PAGE as usize).filter(|&b| b != 0)?;
-        let layout = Layout::from_size_align(bytes, PAGE as usize).ok()?;
+        let layout = Layout::from_size_align(bytes.checked_add(PAGE as usize)?, 1).ok()?;
         // SAFETY: the layout has a non-zero size.
-        let pointer = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
-        Some(Self { pointer, layout })
+        let allocation = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+        let past = allocation.addr().get() % PAGE as usize;
+        // SAFETY: at most one page further, and that page is more than `bytes`.
+        let pointer = unsafe { allocation.add((PAGE as usize - past) % PAGE as usize) };
+        Some(Self {
+            pointer,
+            bytes,
+            allocation,
+            layout,
+        })
     }
 
     /// Returns the address of the first byte.
@@ -56,14 +69,14 @@ impl OwnedRam {
     /// Returns the size in bytes.
     #[must_use]
     pub fn len_bytes(&self) -> usize {
-        self.layout.size()
+        self.bytes
     }
 }
 
 impl Drop for OwnedRam {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout.
-        unsafe { std::alloc::dealloc(self.pointer.as_ptr(), self.layout) }
+        unsafe { std::alloc::dealloc(self.allocation.as_ptr(), self.layout) }
     }
 }
 
