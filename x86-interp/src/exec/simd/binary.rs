@@ -3,7 +3,7 @@
 //!
 //! SDM Vol. 1, "Floating-Point Data Types", "Rounding" and "SIMD Floating-Point Exceptions". A
 //! function of elements gets them as bits, and an [`Env`] in which it notes the exceptions; results
-//! are those of the masked responses.
+//! are those of the masked responses, exceptions those that the guest's masks lead to.
 
 use super::lanes::{Lane, get};
 use super::under_mxcsr::Rounded;
@@ -20,7 +20,7 @@ pub(super) mod flag {
     pub(crate) const UE: u32 = 1 << 4;
     pub(crate) const PE: u32 = 1 << 5;
     /// All.
-    pub(super) const ALL: u32 = 0x3f;
+    pub(crate) const ALL: u32 = 0x3f;
 }
 
 /// How to compute, as MXCSR says it, and the exceptions so far.
@@ -31,6 +31,8 @@ pub(super) struct Env {
     pub(super) is_daz: bool,
     /// Tiny results become zero.
     pub(super) is_ftz: bool,
+    /// Those of overflow and underflow that are not masked.
+    unmasked_range: u32,
     flags: u32,
 }
 
@@ -38,6 +40,7 @@ impl Env {
     const DAZ: u32 = 1 << 6;
     const RC_SHIFT: u32 = 13;
     const FTZ: u32 = 1 << 15;
+    const MASK_SHIFT: u32 = 7;
 
     /// Returns what MXCSR says.
     pub(super) const fn of(mxcsr: u32) -> Self {
@@ -45,8 +48,14 @@ impl Env {
             rounding: Rounding::of((mxcsr >> Self::RC_SHIFT) as u16),
             is_daz: mxcsr & Self::DAZ != 0,
             is_ftz: mxcsr & Self::FTZ != 0,
+            unmasked_range: !(mxcsr >> Self::MASK_SHIFT) & (flag::OE | flag::UE),
             flags: mxcsr & flag::ALL,
         }
+    }
+
+    /// Returns those of [`flag::OE`] and [`flag::UE`] that are not masked.
+    pub(super) const fn unmasked_range(&self) -> u32 {
+        self.unmasked_range
     }
 
     /// Notes exceptions.
@@ -370,21 +379,25 @@ impl Format {
         let drop = 127 - self.fraction_bits;
         let rounded = round_at(is_negative, significand, drop, env.rounding);
         let biased = exponent + self.bias() + i32::from(rounded.has_carried);
+        if rounded.is_inexact {
+            env.raise(flag::PE);
+        }
         if biased >= self.largest_exponent() {
             return self.overflow(is_negative, env);
         }
         if biased <= 0 {
             return self.underflow(is_negative, exponent, significand, env);
         }
-        if rounded.is_inexact {
-            env.raise(flag::PE);
-        }
         let fraction = (rounded.significand >> drop) as u64 & self.fraction_mask();
         self.sign(is_negative) | (biased as u64) << self.fraction_bits | fraction
     }
 
+    /// A result that is too large. While #O is masked, the result is inexact by that.
     fn overflow(self, is_negative: bool, env: &mut Env) -> u64 {
-        env.raise(flag::OE | flag::PE);
+        env.raise(match env.unmasked_range & flag::OE {
+            0 => flag::OE | flag::PE,
+            _ => flag::OE,
+        });
         let is_infinite = match env.rounding {
             Rounding::Nearest => true,
             Rounding::Down => is_negative,
@@ -397,10 +410,13 @@ impl Format {
         }
     }
 
-    /// A result that is tiny after rounding with an unbounded exponent.
+    /// A result that is tiny after rounding with an unbounded exponent. While #U is masked, it counts
+    /// if the denormal result is inexact.
     fn underflow(self, is_negative: bool, exponent: i32, significand: u128, env: &mut Env) -> u64 {
         let sign = self.sign(is_negative);
-        if env.is_ftz {
+        if env.unmasked_range & flag::UE != 0 {
+            env.raise(flag::UE);
+        } else if env.is_ftz {
             env.raise(flag::UE | flag::PE);
             return sign;
         }
@@ -408,7 +424,7 @@ impl Format {
         let by = (1 - exponent - self.bias()).max(0) as u32;
         let small = shift_right_jam(significand, by);
         let rounded = round_at(is_negative, small, drop, env.rounding);
-        if rounded.is_inexact {
+        if rounded.is_inexact && env.unmasked_range & flag::UE == 0 {
             env.raise(flag::UE | flag::PE);
         }
         // The integer bit, if rounding has set it, is the exponent of the smallest normal number.

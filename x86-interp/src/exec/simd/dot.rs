@@ -6,8 +6,8 @@
 
 use iced_x86::{Code, Mnemonic};
 
-use super::binary::{Element, Env, Format, under};
-use super::fused::{Signs, fused_multiply_add};
+use super::arithmetic::{add, multiply};
+use super::binary::{Element, Env, under};
 use super::lanes::get;
 use super::under_mxcsr::{Rounded, map_lanes};
 use super::vector::{Elements, Faults, Value, is_vector_form};
@@ -28,11 +28,6 @@ pub(super) fn lookup(code: Code) -> Option<Row> {
     })
 }
 
-const PLAIN: Signs = Signs {
-    negates_product: false,
-    negates_addend: false,
-};
-
 fn dot<E: Element>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_vector(insn)?;
     let elements = Elements::of(insn, E::BITS as usize / 8);
@@ -43,7 +38,7 @@ fn dot<E: Element>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let mut terms = step::<E>(cpu, insn, [a, b], |[a, b], n, env| {
         match immediate >> (4 + n) & 1 {
             0 => 0,
-            _ => product(
+            _ => multiply(
                 E::FORMAT,
                 get::<E>(a, n).widen(),
                 get::<E>(b, n).widen(),
@@ -56,7 +51,7 @@ fn dot<E: Element>(cpu: &mut Cpu, insn: &Insn) -> Exec {
         terms = step::<E>(cpu, insn, [terms; 2], |[terms, _], n, env| {
             let first = n / (2 * distance) * 2 * distance;
             let [x, y] = [first, first + distance].map(|n| get::<E>(terms, n).widen());
-            sum(E::FORMAT, x, y, env)
+            add(E::FORMAT, x, y, env)
         })?;
         distance *= 2;
     }
@@ -91,14 +86,4 @@ fn step<E: Element>(
             })
         })
     })
-}
-
-fn product(format: Format, a: u64, b: u64, env: &mut Env) -> u64 {
-    // The sign of an addend of zero is that of the product.
-    let is_negative = (a ^ b) & format.sign(true) != 0;
-    fused_multiply_add(format, [a, b, format.sign(is_negative)], PLAIN, env)
-}
-
-fn sum(format: Format, a: u64, b: u64, env: &mut Env) -> u64 {
-    fused_multiply_add(format, [a, format.power(0), b], PLAIN, env)
 }

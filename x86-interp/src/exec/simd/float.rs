@@ -14,7 +14,9 @@ use core::arch::asm;
 use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::Rflags;
 
-use super::under_mxcsr::Rounded;
+use super::arithmetic::{Arithmetic, OfElements, Pairs, add, divide, multiply, narrow, subtract};
+use super::binary::{Element, SINGLE};
+use super::under_mxcsr::{Rounded, all_masked, with_flags};
 use super::vector::{Elements, is_vector_form};
 use crate::exec::Row;
 use crate::exec::form::plain;
@@ -25,7 +27,8 @@ use crate::{Cpu, Exec};
 macro_rules! on_host {
     ($name:literal) => {
         |to: u128, from: u128, mxcsr: &mut u32| -> u128 {
-            let (mut own, mut to, from) = (0_u32, to, from);
+            let (mut own, mut guest) = (0_u32, all_masked(*mxcsr));
+            let (mut to, from) = (to, from);
             // SAFETY: works on the locals alone; MXCSR is put back, and no exception is unmasked.
             unsafe {
                 asm!(
@@ -34,12 +37,13 @@ macro_rules! on_host {
                     concat!($name, " {x}, {y}"),
                     "movups [{to}], {x}",
                     "stmxcsr [{guest}]", "ldmxcsr [{own}]",
-                    own = in(reg) &raw mut own, guest = in(reg) core::ptr::from_mut(mxcsr),
+                    own = in(reg) &raw mut own, guest = in(reg) &raw mut guest,
                     to = in(reg) &raw mut to, from = in(reg) &raw const from,
                     x = out(xmm_reg) _, y = out(xmm_reg) _,
                     options(nostack),
                 );
             }
+            *mxcsr = with_flags(*mxcsr, guest);
             to
         }
     };
@@ -49,7 +53,8 @@ macro_rules! on_host {
 macro_rules! convert_on_host {
     (to_integer $name:literal $r:literal) => {
         |from: u128, mxcsr: &mut u32| -> u64 {
-            let (mut own, mut result) = (0_u32, 0_u64);
+            let (mut own, mut guest) = (0_u32, all_masked(*mxcsr));
+            let mut result = 0_u64;
             // SAFETY: as in `on_host`.
             unsafe {
                 asm!(
@@ -57,18 +62,19 @@ macro_rules! convert_on_host {
                     "movups {y}, [{from}]",
                     concat!($name, " {r", $r, "}, {y}"),
                     "stmxcsr [{guest}]", "ldmxcsr [{own}]",
-                    own = in(reg) &raw mut own, guest = in(reg) core::ptr::from_mut(mxcsr),
+                    own = in(reg) &raw mut own, guest = in(reg) &raw mut guest,
                     from = in(reg) &raw const from,
                     r = inout(reg) result, y = out(xmm_reg) _,
                     options(nostack),
                 );
             }
+            *mxcsr = with_flags(*mxcsr, guest);
             result
         }
     };
     (from_integer $name:literal $r:literal) => {
         |to: u128, from: u64, mxcsr: &mut u32| -> u128 {
-            let (mut own, mut to) = (0_u32, to);
+            let (mut own, mut guest, mut to) = (0_u32, all_masked(*mxcsr), to);
             // SAFETY: as in `on_host`.
             unsafe {
                 asm!(
@@ -77,12 +83,13 @@ macro_rules! convert_on_host {
                     concat!($name, " {x}, {r", $r, "}"),
                     "movups [{to}], {x}",
                     "stmxcsr [{guest}]", "ldmxcsr [{own}]",
-                    own = in(reg) &raw mut own, guest = in(reg) core::ptr::from_mut(mxcsr),
+                    own = in(reg) &raw mut own, guest = in(reg) &raw mut guest,
                     to = in(reg) &raw mut to,
                     r = in(reg) from, x = out(xmm_reg) _,
                     options(nostack),
                 );
             }
+            *mxcsr = with_flags(*mxcsr, guest);
             to
         }
     };
@@ -92,7 +99,7 @@ macro_rules! convert_on_host {
 macro_rules! compare_on_host {
     ($name:literal) => {
         |to: u128, from: u128, mxcsr: &mut u32| -> u64 {
-            let (mut own, mut flags) = (0_u32, 0_u64);
+            let (mut own, mut guest, mut flags) = (0_u32, all_masked(*mxcsr), 0_u64);
             // SAFETY: as in `on_host`; the stack is used and left as it was.
             unsafe {
                 asm!(
@@ -101,15 +108,37 @@ macro_rules! compare_on_host {
                     concat!($name, " {x}, {y}"),
                     "pushfq", "pop {flags}",
                     "stmxcsr [{guest}]", "ldmxcsr [{own}]",
-                    own = in(reg) &raw mut own, guest = in(reg) core::ptr::from_mut(mxcsr),
+                    own = in(reg) &raw mut own, guest = in(reg) &raw mut guest,
                     to = in(reg) &raw const to, from = in(reg) &raw const from,
                     flags = inout(reg) flags,
                     x = out(xmm_reg) _, y = out(xmm_reg) _,
                 );
             }
+            *mxcsr = with_flags(*mxcsr, guest);
             flags
         }
     };
+}
+
+/// A handler: arithmetic by the host's instruction `$name` on elements of type `$e`, of which the pairs
+/// with even numbers go through `$even` and the others through `$odd`.
+macro_rules! arithmetic {
+    ($pairs:ident $e:ident $rounded:ident $name:literal, $even:ident $odd:ident) => {{
+        fn handler(cpu: &mut Cpu, insn: &Insn) -> Exec {
+            let functions: [OfElements; 2] = [$even, $odd];
+            let f = Arithmetic {
+                pairs: Pairs::$pairs,
+                format: <$e>::FORMAT,
+                functions,
+            };
+            let (bytes, f) = (<$e>::BITS as usize / 8, f.on_host::<$e>(on_host!($name)));
+            match Pairs::$pairs {
+                Pairs::Lowest => cpu.scalar_float(insn, bytes, Rounded::$rounded, f),
+                _ => cpu.packed_float(insn, bytes, Rounded::$rounded, f),
+            }
+        }
+        handler as Plain
+    }};
 }
 
 /// A handler: the host's instruction `$name` on elements of `$bytes` bytes, lane by lane.
@@ -234,30 +263,30 @@ pub(super) fn lookup(code: Code) -> Option<Row> {
 #[rustfmt::skip]
 fn arithmetic(mnemonic: Mnemonic) -> Option<Plain> {
     use Mnemonic as M;
-    use Rounded::{Double, Never, Single};
+    use Rounded::Never;
     Some(match mnemonic {
-        M::Addps | M::Vaddps => packed!("addps", 4, Single),
-        M::Addpd | M::Vaddpd => packed!("addpd", 8, Double),
-        M::Addss | M::Vaddss => scalar!("addss", 4, Single),
-        M::Addsd | M::Vaddsd => scalar!("addsd", 8, Double),
-        M::Subps | M::Vsubps => packed!("subps", 4, Single),
-        M::Subpd | M::Vsubpd => packed!("subpd", 8, Double),
-        M::Subss | M::Vsubss => scalar!("subss", 4, Single),
-        M::Subsd | M::Vsubsd => scalar!("subsd", 8, Double),
-        M::Mulps | M::Vmulps => packed!("mulps", 4, Single),
-        M::Mulpd | M::Vmulpd => packed!("mulpd", 8, Double),
-        M::Mulss | M::Vmulss => scalar!("mulss", 4, Single),
-        M::Mulsd | M::Vmulsd => scalar!("mulsd", 8, Double),
-        M::Divps | M::Vdivps => packed!("divps", 4, Single),
-        M::Divpd | M::Vdivpd => packed!("divpd", 8, Double),
-        M::Divss | M::Vdivss => scalar!("divss", 4, Single),
-        M::Divsd | M::Vdivsd => scalar!("divsd", 8, Double),
-        M::Addsubps | M::Vaddsubps => packed!("addsubps", 4, Single),
-        M::Addsubpd | M::Vaddsubpd => packed!("addsubpd", 8, Double),
-        M::Haddps | M::Vhaddps => packed!("haddps", 4, Single),
-        M::Haddpd | M::Vhaddpd => packed!("haddpd", 8, Double),
-        M::Hsubps | M::Vhsubps => packed!("hsubps", 4, Single),
-        M::Hsubpd | M::Vhsubpd => packed!("hsubpd", 8, Double),
+        M::Addps | M::Vaddps => arithmetic!(Each u32 Single "addps", add add),
+        M::Addpd | M::Vaddpd => arithmetic!(Each u64 Double "addpd", add add),
+        M::Addss | M::Vaddss => arithmetic!(Lowest u32 Single "addss", add add),
+        M::Addsd | M::Vaddsd => arithmetic!(Lowest u64 Double "addsd", add add),
+        M::Subps | M::Vsubps => arithmetic!(Each u32 Single "subps", subtract subtract),
+        M::Subpd | M::Vsubpd => arithmetic!(Each u64 Double "subpd", subtract subtract),
+        M::Subss | M::Vsubss => arithmetic!(Lowest u32 Single "subss", subtract subtract),
+        M::Subsd | M::Vsubsd => arithmetic!(Lowest u64 Double "subsd", subtract subtract),
+        M::Mulps | M::Vmulps => arithmetic!(Each u32 Single "mulps", multiply multiply),
+        M::Mulpd | M::Vmulpd => arithmetic!(Each u64 Double "mulpd", multiply multiply),
+        M::Mulss | M::Vmulss => arithmetic!(Lowest u32 Single "mulss", multiply multiply),
+        M::Mulsd | M::Vmulsd => arithmetic!(Lowest u64 Double "mulsd", multiply multiply),
+        M::Divps | M::Vdivps => arithmetic!(Each u32 Single "divps", divide divide),
+        M::Divpd | M::Vdivpd => arithmetic!(Each u64 Double "divpd", divide divide),
+        M::Divss | M::Vdivss => arithmetic!(Lowest u32 Single "divss", divide divide),
+        M::Divsd | M::Vdivsd => arithmetic!(Lowest u64 Double "divsd", divide divide),
+        M::Addsubps | M::Vaddsubps => arithmetic!(Each u32 Single "addsubps", subtract add),
+        M::Addsubpd | M::Vaddsubpd => arithmetic!(Each u64 Double "addsubpd", subtract add),
+        M::Haddps | M::Vhaddps => arithmetic!(Neighbours u32 Single "haddps", add add),
+        M::Haddpd | M::Vhaddpd => arithmetic!(Neighbours u64 Double "haddpd", add add),
+        M::Hsubps | M::Vhsubps => arithmetic!(Neighbours u32 Single "hsubps", subtract subtract),
+        M::Hsubpd | M::Vhsubpd => arithmetic!(Neighbours u64 Double "hsubpd", subtract subtract),
         M::Sqrtps | M::Vsqrtps => packed!("sqrtps", 4, Never),
         M::Sqrtpd | M::Vsqrtpd => packed!("sqrtpd", 8, Never),
         M::Sqrtss | M::Vsqrtss => scalar!("sqrtss", 4, Never),
@@ -272,6 +301,15 @@ fn arithmetic(mnemonic: Mnemonic) -> Option<Plain> {
         M::Maxsd | M::Vmaxsd => scalar!("maxsd", 8, Never),
         _ => return None,
     })
+}
+
+/// A conversion of elements of double precision to single precision.
+const fn to_single(pairs: Pairs) -> Arithmetic {
+    Arithmetic {
+        pairs,
+        format: SINGLE,
+        functions: [narrow; 2],
+    }
 }
 
 #[rustfmt::skip]
@@ -289,12 +327,18 @@ fn comparison(mnemonic: Mnemonic) -> Option<Plain> {
 #[rustfmt::skip]
 fn conversion(mnemonic: Mnemonic) -> Option<Plain> {
     use Mnemonic as M;
-    use Rounded::{Never, Single};
+    use Rounded::Never;
     Some(match mnemonic {
         M::Cvtps2pd | M::Vcvtps2pd => widening!("cvtps2pd", 8),
-        M::Cvtpd2ps | M::Vcvtpd2ps => narrowing!("cvtpd2ps", 4, Single),
+        M::Cvtpd2ps | M::Vcvtpd2ps => |cpu, insn| {
+            let f = to_single(Pairs::Each).on_host::<u64>(on_host!("cvtpd2ps"));
+            cpu.narrowing_float(insn, 4, Rounded::Single, f)
+        },
         M::Cvtss2sd | M::Vcvtss2sd => scalar!("cvtss2sd", 4, Never),
-        M::Cvtsd2ss | M::Vcvtsd2ss => scalar!("cvtsd2ss", 8, Single),
+        M::Cvtsd2ss | M::Vcvtsd2ss => |cpu, insn| {
+            let f = to_single(Pairs::Lowest).on_host::<u64>(on_host!("cvtsd2ss"));
+            cpu.scalar_float(insn, 8, Rounded::Single, f)
+        },
         M::Cvtdq2ps | M::Vcvtdq2ps => packed!("cvtdq2ps", 4, Never),
         M::Cvtdq2pd | M::Vcvtdq2pd => widening!("cvtdq2pd", 8),
         M::Cvtps2dq | M::Vcvtps2dq => packed!("cvtps2dq", 4, Never),

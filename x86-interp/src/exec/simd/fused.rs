@@ -10,9 +10,13 @@
 
 use iced_x86::{Code, Mnemonic};
 
+#[cfg(target_arch = "x86_64")]
+use super::arithmetic::with_precision;
 use super::binary::{Element, Env, Format, Number, flag, under};
 use super::lanes::get;
 use super::under_mxcsr::{Rounded, Shape, map_lanes};
+#[cfg(target_arch = "x86_64")]
+use super::under_mxcsr::{all_masked, with_flags};
 use super::vector::{Elements, Faults, is_vector_form};
 use crate::exec::Row;
 use crate::exec::form::plain;
@@ -64,7 +68,8 @@ type OnLanes = fn(Sources, &mut u32) -> u128;
 macro_rules! on_host {
     ($name:literal) => {
         |[to, b, c]: Sources, mxcsr: &mut u32| -> u128 {
-            let (mut own, mut to, b, c) = (0_u32, to, b, c);
+            let (mut own, mut guest) = (0_u32, all_masked(*mxcsr));
+            let (mut to, b, c) = (to, b, c);
             // SAFETY: works on the locals alone; MXCSR is put back, and no exception is unmasked.
             // The host has the instruction, as `has_fma` has found.
             unsafe {
@@ -74,12 +79,13 @@ macro_rules! on_host {
                     concat!($name, " {x}, {y}, {z}"),
                     "movups [{to}], {x}",
                     "stmxcsr [{guest}]", "ldmxcsr [{own}]",
-                    own = in(reg) &raw mut own, guest = in(reg) core::ptr::from_mut(mxcsr),
+                    own = in(reg) &raw mut own, guest = in(reg) &raw mut guest,
                     to = in(reg) &raw mut to, b = in(reg) &raw const b, c = in(reg) &raw const c,
                     x = out(xmm_reg) _, y = out(xmm_reg) _, z = out(xmm_reg) _,
                     options(nostack),
                 );
             }
+            *mxcsr = with_flags(*mxcsr, guest);
             to
         }
     };
@@ -100,12 +106,15 @@ struct Ways {
 }
 
 impl Ways {
-    fn chosen(self) -> OnLanes {
+    fn compute(self, sources: Sources, mxcsr: &mut u32) -> u128 {
         #[cfg(target_arch = "x86_64")]
         if has_fma() {
-            return self.by_host;
+            let software = |mxcsr: &mut u32| {
+                (self.in_software)(sources, mxcsr);
+            };
+            return with_precision(mxcsr, |mxcsr| (self.by_host)(sources, mxcsr), software);
         }
-        self.in_software
+        (self.in_software)(sources, mxcsr)
     }
 }
 
@@ -228,11 +237,14 @@ fn packed(cpu: &mut Cpu, insn: &Insn, row: &Fused) -> Exec {
     let c = cpu.read_vector(insn, 2, elements, Faults::Suppressed)?;
     let [to, b] = [0, 1].map(|n| cpu.register_lanes(insn, n));
     let [to, b, c] = [to, b, c].map(|v| cpu.without_inactive(insn, elements, v));
-    let f = row.ways.chosen();
     let value = cpu.compute(
         &insn.vector,
         |value| row.rounded.has_denormal(value, elements.total()),
-        |mxcsr| map_lanes(insn.lane_count(), |n| f([to[n], b[n], c[n]], mxcsr)),
+        |mxcsr| {
+            map_lanes(insn.lane_count(), |n| {
+                row.ways.compute([to[n], b[n], c[n]], mxcsr)
+            })
+        },
     )?;
     cpu.write_vector(insn, value, elements)
 }
@@ -241,12 +253,13 @@ fn scalar(cpu: &mut Cpu, insn: &Insn, row: &Fused) -> Exec {
     cpu.check_vector(insn)?;
     let c = cpu.read_element(insn, 2, row.bytes)?;
     let [to, b] = [0, 1].map(|n| cpu.register_lanes(insn, n)[0]);
-    let f = row.ways.chosen();
     let value = if cpu.active(insn, 1) == 0 {
         to
     } else {
         let has_denormal = |value: &u128| row.rounded.has_denormal(&[*value, 0, 0, 0], row.bytes);
-        cpu.compute(&insn.vector, has_denormal, |mxcsr| f([to, b, c], mxcsr))?
+        cpu.compute(&insn.vector, has_denormal, |mxcsr| {
+            row.ways.compute([to, b, c], mxcsr)
+        })?
     };
     cpu.write_scalar(insn, value, row.bytes)
 }

@@ -8,6 +8,7 @@
 
 pub(super) mod accumulate;
 mod approximate;
+mod arithmetic;
 mod binary;
 pub(super) mod blend;
 pub(super) mod compare_mask;

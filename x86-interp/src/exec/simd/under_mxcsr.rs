@@ -1,7 +1,8 @@
 //! Floating-point operations on the operands of an instruction, and the exceptions that they raise.
 //!
 //! SDM Vol. 1, "SSE and SSE2 SIMD Floating-Point Exceptions". An operation is a function of 128-bit
-//! lanes that is given an MXCSR with all exceptions masked and notes in it what it finds; what is here
+//! lanes that is given an MXCSR and notes in it what it finds. The masks of overflow and underflow
+//! are the guest's, all others are set; what the host executes has all set. What is here
 //! applies it to the elements that the opmask lets through, and decides whether #XM comes before
 //! the result is written.
 
@@ -19,13 +20,25 @@ mod mxcsr {
     pub(super) const FLAGS: u32 = 0x3f;
     /// Invalid operation, denormal, division by zero: found before anything is computed.
     pub(super) const BEFORE_COMPUTATION: u32 = 7;
+    pub(super) const OE: u32 = 1 << 3;
     pub(super) const UE: u32 = 1 << 4;
     pub(super) const RC_SHIFT: u32 = 13;
     pub(super) const RC: u32 = 3 << RC_SHIFT;
     pub(super) const MASK_SHIFT: u32 = 7;
     pub(super) const MASKS: u32 = FLAGS << MASK_SHIFT;
+    pub(super) const OM: u32 = OE << MASK_SHIFT;
     pub(super) const UM: u32 = UE << MASK_SHIFT;
     pub(super) const FTZ: u32 = 1 << 15;
+}
+
+/// Returns an MXCSR with all exceptions masked, for the host.
+pub(super) const fn all_masked(mxcsr: u32) -> u32 {
+    mxcsr | mxcsr::MASKS
+}
+
+/// Returns an MXCSR with the flags that the host has added to it.
+pub(super) const fn with_flags(mxcsr: u32, host: u32) -> u32 {
+    mxcsr | host & mxcsr::FLAGS
 }
 
 /// Which elements an operation is on.
@@ -98,6 +111,13 @@ impl Cpu {
         blend(elements, active, value, [ones(elements.bytes); 4])
     }
 
+    /// Reads the last source, whose elements that are masked off take no part.
+    fn read_active(&mut self, insn: &Insn, elements: Elements) -> Exec<Value> {
+        self.check_vector(insn)?;
+        let value = self.read_vector(insn, insn.last_source(), elements, Faults::Suppressed)?;
+        Ok(self.without_inactive(insn, elements, value))
+    }
+
     /// Operand 0 becomes a function of both sources, lane by lane.
     pub(super) fn packed_float(
         &mut self,
@@ -106,12 +126,10 @@ impl Cpu {
         rounded: Rounded,
         f: impl Fn(u128, u128, &mut u32) -> u128,
     ) -> Exec {
-        self.check_vector(insn)?;
         let elements = Elements::of(insn, element_bytes);
-        let b = self.read_vector(insn, insn.last_source(), elements, Faults::Suppressed)?;
+        let b = self.read_active(insn, elements)?;
         let a = self.register_lanes(insn, insn.first_source());
         let a = self.without_inactive(insn, elements, a);
-        let b = self.without_inactive(insn, elements, b);
         let value = self.compute(
             &insn.vector,
             |value| rounded.has_denormal(value, elements.total()),
@@ -155,14 +173,12 @@ impl Cpu {
         element_bytes: usize,
         f: impl Fn(u128, u128, &mut u32) -> u128,
     ) -> Exec {
-        self.check_vector(insn)?;
         let elements = Elements::of(insn, element_bytes);
         let narrow = Elements {
             bytes: element_bytes / 2,
             ..elements
         };
-        let b = self.read_vector(insn, insn.last_source(), narrow, Faults::Suppressed)?;
-        let bytes = to_bytes(self.without_inactive(insn, narrow, b));
+        let bytes = to_bytes(self.read_active(insn, narrow)?);
         let value = self.compute(
             &insn.vector,
             |_| false,
@@ -184,14 +200,12 @@ impl Cpu {
         rounded: Rounded,
         f: impl Fn(u128, u128, &mut u32) -> u128,
     ) -> Exec {
-        self.check_vector(insn)?;
         let wide = Elements::of(insn, 2 * element_bytes);
         let elements = Elements {
             bytes: element_bytes,
             ..wide
         };
-        let b = self.read_vector(insn, insn.last_source(), wide, Faults::Suppressed)?;
-        let b = self.without_inactive(insn, wide, b);
+        let b = self.read_active(insn, wide)?;
         let value = self.compute(
             &insn.vector,
             |value| rounded.has_denormal(value, elements.total()),
@@ -227,7 +241,8 @@ impl Cpu {
         }
         let is_underflow_masked = before & mxcsr::UM != 0;
         let ignored = if is_underflow_masked { 0 } else { mxcsr::FTZ };
-        let mut after = before & !mxcsr::FLAGS & !ignored | mxcsr::MASKS;
+        let masks = mxcsr::MASKS & !(mxcsr::OM | mxcsr::UM);
+        let mut after = before & !mxcsr::FLAGS & !ignored | masks;
         let value = f(&mut after);
         let mut raised = after & mxcsr::FLAGS;
         if !is_underflow_masked && has_denormal(&value) {
