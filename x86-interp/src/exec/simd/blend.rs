@@ -69,19 +69,29 @@ const RDI: u8 = 7 * 8;
 /// MASKMOVDQU: bytes of operand 1 whose mask bytes are negative, to memory at DS:RDI.
 fn store_bytes(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_vector(insn)?;
-    let bytes = Elements {
-        bytes: 1,
-        count: 16,
-    };
-    let active = signs(&cpu.register_lanes(insn, 2), bytes);
-    let value = cpu.register_lanes(insn, 1);
-    let memory = MemoryOperand {
-        base: RDI,
-        ..insn.memory
-    };
-    let at_rdi = Insn {
-        memory,
-        ..insn.clone()
-    };
-    cpu.store_active(&at_rdi, value, bytes, active)
+    let [value, mask] = [1, 2].map(|n| cpu.register_lanes(insn, n));
+    cpu.store_masked_bytes(insn, value, &mask, 16)
+}
+
+impl Cpu {
+    /// Stores those of the lowest `count` bytes of `value` whose bytes in `mask` are negative at
+    /// DS:RDI: all or, at a fault, none.
+    pub(super) fn store_masked_bytes(
+        &mut self,
+        insn: &Insn,
+        value: Value,
+        mask: &Value,
+        count: usize,
+    ) -> Exec {
+        let bytes = Elements { bytes: 1, count };
+        let memory = MemoryOperand {
+            base: RDI,
+            ..insn.memory
+        };
+        let at_rdi = Insn {
+            memory,
+            ..insn.clone()
+        };
+        self.store_active(&at_rdi, value, bytes, signs(mask, bytes))
+    }
 }

@@ -23,22 +23,22 @@ const ADD_BROADCAST: &[u8] = &[0x62, 0xf1, 0x75, 0x59, 0xfe, 0x07];
 /// VBROADCASTI32X4 ZMM0{K1}, [RDI].
 const BROADCAST: &[u8] = &[0x62, 0xf2, 0x7d, 0x49, 0x5a, 0x07];
 /// VPGATHERDD ZMM0{K1}, [RDI + ZMM1 * 4].
-const GATHER: &[u8] = &[0x62, 0xf2, 0x7d, 0x49, 0x90, 0x04, 0x8f];
+pub(super) const GATHER: &[u8] = &[0x62, 0xf2, 0x7d, 0x49, 0x90, 0x04, 0x8f];
 /// VPSCATTERDD [RDI + ZMM1 * 4]{K1}, ZMM0.
-const SCATTER: &[u8] = &[0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x04, 0x8f];
+pub(super) const SCATTER: &[u8] = &[0x62, 0xf2, 0x7d, 0x49, 0xa0, 0x04, 0x8f];
 /// KANDW K1, K2, K3.
 const KANDW: &[u8] = &[0xc5, 0xec, 0x41, 0xcb];
 /// VPADDD ZMM0, ZMM1, ZMM2.
 const ADD: &[u8] = &[0x62, 0xf1, 0x75, 0x48, 0xfe, 0xc2];
 
 /// A page that is not present; those around it are.
-const HOLE: u64 = 0x6000;
+pub(super) const HOLE: u64 = 0x6000;
 /// A page directory and a page table.
 const DIRECTORY: u64 = 0x14000;
-const TABLE: u64 = 0x15000;
+pub(super) const TABLE: u64 = 0x15000;
 
 /// A processor whose ZMM0 has n + 1 in doubleword n, and whose ZMM1 has n.
-fn ready(at: u64, mask: u64) -> Cpu {
+pub(super) fn ready(at: u64, mask: u64) -> Cpu {
     let mut cpu = long_mode();
     cpu.set_cpuid(avx512_cpuid());
     cpu.state.cr4 |= Cr4::OSXSAVE | Cr4::OSFXSR;
@@ -61,14 +61,14 @@ fn ready(at: u64, mask: u64) -> Cpu {
     cpu
 }
 
-fn bytes<const N: usize>(cpu: &Cpu, at: u64) -> [u8; N] {
+pub(super) fn bytes<const N: usize>(cpu: &Cpu, at: u64) -> [u8; N] {
     let mut bytes = [0; N];
     cpu.phys.read_bytes(Hpa(at), &mut bytes);
     bytes
 }
 
 #[track_caller]
-fn assert_page_fault(end: Exec, address: u64, error: u32) {
+pub(super) fn assert_page_fault(end: Exec, address: u64, error: u32) {
     let Err(Fault::Exception(e)) = end else {
         panic!("{end:x?} is no exception");
     };

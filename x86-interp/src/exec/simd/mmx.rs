@@ -294,19 +294,13 @@ fn pmovmskb(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.write::<u64>(insn, 0, mask)
 }
 
-const RDI: usize = 7;
-
 /// MASKMOVQ: bytes of operand 1 whose mask bytes are negative, to memory at DS:RDI.
 fn maskmovq(cpu: &mut Cpu, insn: &Insn) -> Exec {
     cpu.check_mmx()?;
-    let value = cpu.read_mmx(insn, 1, 8)?.to_le_bytes();
-    let mask = cpu.read_mmx(insn, 2, 8)?.to_le_bytes();
-    let at = cpu.gpr[RDI];
-    let address_mask = crate::mem::access::address_mask(insn.address_bytes);
-    for n in (0..8).filter(|&n| mask[n] & 0x80 != 0) {
-        let at = at.wrapping_add(n as u64) & address_mask;
-        cpu.store(insn.memory.segment, at, value[n])?;
-    }
+    let value = cpu.read_mmx(insn, 1, 8)?;
+    let mask = cpu.read_mmx(insn, 2, 8)?;
+    let lanes = |low: u64| [low.into(), 0, 0, 0];
+    cpu.store_masked_bytes(insn, lanes(value), &lanes(mask), 8)?;
     cpu.enter_mmx();
     Ok(())
 }
@@ -317,14 +311,18 @@ mod tests {
     use vmx_model::arch::Cr0;
     use vmx_model::event::Exception;
 
-    use crate::Fault;
+    use crate::exec::simd::masking_tests::{HOLE, assert_page_fault, ready};
     use crate::test_cpu::{DATA, NM, UD, execute, long_mode};
+    use crate::{Cpu, Fault};
 
     const VALUE: u64 = 0x8122_3344_5566_f788;
 
     /// MM1 is [`VALUE`], by MOVQ MM1, RAX.
-    fn loaded() -> crate::Cpu {
-        let mut cpu = long_mode();
+    fn loaded() -> Cpu {
+        loaded_into(long_mode())
+    }
+
+    fn loaded_into(mut cpu: Cpu) -> Cpu {
         cpu.fpu.set_top(5);
         cpu.gpr[0] = VALUE;
         execute(&mut cpu, &[0x48, 0x0f, 0x6e, 0xc8]).expect("MOVQ");
@@ -357,6 +355,18 @@ mod tests {
         let mut bytes = [0; 8];
         cpu.phys.read_bytes(Hpa(DATA), &mut bytes);
         assert_eq!(bytes, [0x88, 0xf7, 0, 0, 0, 0, 0, 0x81]);
+    }
+
+    #[test]
+    fn maskmovq_that_faults_stores_nothing() {
+        let mut cpu = loaded_into(ready(HOLE - 4, 0));
+        cpu.phys.write_bytes(Hpa(HOLE - 4), &[0x55; 4]);
+        let before = (cpu.fpu.clone(), cpu.gpr);
+        assert_page_fault(execute(&mut cpu, &[0x0f, 0xf7, 0xc9]), HOLE + 3, 2);
+        assert_eq!((cpu.fpu.clone(), cpu.gpr), before);
+        let mut bytes = [0; 4];
+        cpu.phys.read_bytes(Hpa(HOLE - 4), &mut bytes);
+        assert_eq!(bytes, [0x55; 4]);
     }
 
     #[test]

@@ -42,6 +42,8 @@ mod under_mxcsr;
 pub(crate) mod vector;
 
 #[cfg(test)]
+mod gather_tests;
+#[cfg(test)]
 mod masking_tests;
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests;
