@@ -168,7 +168,8 @@ impl Sides {
             result.absent += 1;
             return Some(format!("host #UD, ours {:x?}", ours.exception));
         }
-        if differences::is_incomparable(case, &host) {
+        let is_untouched = ours.state == case.state && self.emulated.data() == memory;
+        if differences::is_incomparable(case, &host, &ours, is_untouched) {
             result.incomparable += 1;
             return None;
         }

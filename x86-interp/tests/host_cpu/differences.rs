@@ -3,7 +3,7 @@
 
 use iced_x86::{Code, Mnemonic, OpKind};
 
-use crate::generate::Case;
+use crate::generate::{CODE, Case, DATA, PAGE};
 use crate::native::Outcome;
 
 const CF: u64 = 1;
@@ -41,7 +41,10 @@ const UNDEFINED: &[(&[Mnemonic], u64)] = {
 /// Returns the flags that are compared after the case.
 pub(crate) fn compared_flags(case: &Case, host: &Outcome) -> u64 {
     let mnemonic = case.instruction.mnemonic();
-    if host.exception.is_some() && case.instruction.is_string_instruction() {
+    let i = &case.instruction;
+    let is_comparison = is_cmps(case) || is_scas(case);
+    let is_repeated = i.has_rep_prefix() || i.has_repne_prefix();
+    if host.exception.is_some() && is_comparison && is_repeated {
         // "When a fault occurs during the execution of a CMPS or SCAS instruction that is prefixed
         // by REPE or REPNE, the EFLAGS value is restored to the state prior to the execution of
         // the instruction" (SDM Vol. 2, "REP/REPE/REPZ/REPNE/REPNZ"). AMD processors leave the
@@ -118,10 +121,47 @@ pub(crate) fn is_incomparable(case: &Case, host: &Outcome) -> bool {
         M::Movsxd => i.code() == Code::Movsxd_r16_rm16,
         // Where a fault ends them, AMD processors have pushed or popped the first registers.
         M::Pusha | M::Pushad | M::Popa | M::Popad => host.exception.is_some(),
-        // Either operand may come first, where both fault.
-        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq => host.exception.is_some(),
         // The result of BSWAP of a 16-bit register is undefined.
         M::Bswap => i.op0_register().size() == 2,
         _ => false,
     }
+}
+
+fn is_cmps(case: &Case) -> bool {
+    use Mnemonic as M;
+    let i = &case.instruction;
+    // An instruction of SSE2 is called CMPSD too.
+    i.is_string_instruction() && matches!(i.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq)
+}
+
+fn is_scas(case: &Case) -> bool {
+    use Mnemonic as M;
+    matches!(
+        case.instruction.mnemonic(),
+        M::Scasb | M::Scasw | M::Scasd | M::Scasq
+    )
+}
+
+/// Whether each side reports a fault of an operand of CMPS, and both operands fault: the order of the
+/// two reads is the processor's own (SDM Vol. 2, "CMPS/CMPSB/CMPSW/CMPSD/CMPSQ", names none).
+pub(crate) fn is_other_comparand(case: &Case, host: &Outcome, ours: &Outcome) -> bool {
+    if !is_cmps(case) {
+        return false;
+    }
+    let faults = [0, 1].map(|n| operand_fault(case, host, n));
+    let is_one = |e: Option<_>| e.is_some() && faults.contains(&e);
+    !faults.contains(&None) && is_one(host.exception) && is_one(ours.exception)
+}
+
+/// The fault of one operand of CMPS by itself: the first byte in no page that both sides have.
+fn operand_fault(case: &Case, host: &Outcome, n: u32) -> Option<(u8, u32, u64)> {
+    let i = &case.instruction;
+    let first = i.virtual_address(n, 0, |r, _, _| {
+        let is_flat = r.is_segment_register();
+        Some(if is_flat { 0 } else { host.gpr[r.number()] })
+    })?;
+    let has = |page: u64, at: u64| (page..page + PAGE as u64).contains(&at);
+    let mut bytes = (0..i.memory_size().size() as u64).map(|n| first.wrapping_add(n));
+    let absent = bytes.find(|&at| !has(DATA, at) && !has(CODE, at))?;
+    Some((14, 4, absent))
 }

@@ -130,10 +130,9 @@ fn vector_index(draft: &mut Draft, case: &mut Case) {
             lane.copy_from_slice(&index.to_le_bytes()[..index_bytes]);
         }
     }
-    for (word, chunk) in case.state.fpu.vector[n]
-        .iter_mut()
-        .zip(bytes.chunks_exact(8))
-    {
+    // What lies beyond the index register may be more than the host has.
+    let register = &mut case.state.fpu.vector[n][..i.memory_index().size() / 8];
+    for (word, chunk) in register.iter_mut().zip(bytes.chunks_exact(8)) {
         *word = chunk.iter().rev().fold(0, |v, &b| v << 8 | u64::from(b));
     }
 }
@@ -265,7 +264,7 @@ fn lengths(draft: &mut Draft, case: &mut Case) {
 fn mxcsr_image(draft: &mut Draft, case: &mut Case, offset: u64) {
     let image = draft.random.next() as u32
         & if draft.random.one_in(8) {
-            0x1_ffff
+            0x3_ffff
         } else {
             0xffff
         };

@@ -1,8 +1,10 @@
 //! What is not compared, and why: flags that the SDM leaves undefined, results that it lets a
 //! processor choose, and the few places where vendors differ. Everything else is compared.
 
+mod faults;
+
 use super::case::{Case, DATA, Outcome, describe, hex};
-use iced_x86::{Code, EncodingKind, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Mnemonic, OpKind};
 use std::ops::Range;
 use x86_interp::fpu::FpuState;
 
@@ -59,10 +61,11 @@ pub(super) fn difference(
     ours: &Outcome,
     memory: [&[u8]; 2],
 ) -> Option<String> {
-    if host.exception != ours.exception && !is_same_fault(case, host, ours) {
+    if host.exception != ours.exception && !faults::is_same(case, host, ours) {
         let (host, ours) = (host.exception, ours.exception);
         return Some(format!("exception: host {host:x?}, ours {ours:x?}"));
     }
+    let host = &faults::as_specified(case, host);
     let (a, b) = (&host.state, &ours.state);
     if let Some(n) = (0..16).find(|&n| a.gpr[n] != b.gpr[n] && !is_upper_half(case, n)) {
         return Some(format!("gpr {n}: host {:x}, ours {:x}", a.gpr[n], b.gpr[n]));
@@ -75,66 +78,7 @@ pub(super) fn difference(
         let (a, b) = (a.rflags, b.rflags);
         return Some(format!("rflags {flags:#x}: host {a:x}, ours {b:x}"));
     }
-    let [a, b] = [host, ours].map(|outcome| with_extended_mask(case, outcome));
-    fpu_difference(case, &a, &b).or_else(|| memory_difference(case, memory))
-}
-
-/// Returns the FPU after the instruction; what a gather that faulted has left of its mask is extended
-/// from the sign of each element. Intel processors do so before they access memory (SDM Vol. 2,
-/// "VGATHERDPS/VGATHERQPS", "Operation"), those of AMD clear each element that they have passed.
-fn with_extended_mask(case: &Case, outcome: &Outcome) -> FpuState {
-    let (i, mut fpu) = (&case.instruction, outcome.state.fpu.clone());
-    let is_gather = i.is_vsib() && i.code().encoding() == EncodingKind::VEX;
-    if !is_gather || outcome.exception.is_none() {
-        return fpu;
-    }
-    let has_quadwords = i.memory_size().size() == 8;
-    let register = &mut fpu.vector[i.op2_register().number()];
-    let length = i.op2_register().size() / 8;
-    for word in &mut register[..length] {
-        *word = match has_quadwords {
-            true => ((*word as i64) >> 63) as u64,
-            false => {
-                let extend = |half: u32| (half as i32 >> 31) as u32;
-                let (low, high) = (extend(*word as u32), extend((*word >> 32) as u32));
-                u64::from(high) << 32 | u64::from(low)
-            }
-        };
-    }
-    fpu
-}
-
-/// Whether the exceptions differ only in what the SDM leaves open: the address that a page fault
-/// reports for an operand of several accesses, of which any may come first (SDM Vol. 3A, "Interrupt
-/// 14-Page-Fault Exception").
-fn is_same_fault(case: &Case, host: &Outcome, ours: &Outcome) -> bool {
-    use Mnemonic as M;
-    let is_in_parts = matches!(
-        case.instruction.mnemonic(),
-        M::Fxsave
-            | M::Fxsave64
-            | M::Fxrstor
-            | M::Fxrstor64
-            | M::Fnsave
-            | M::Frstor
-            | M::Fnstenv
-            | M::Fldenv
-            | M::Maskmovq
-            | M::Maskmovdqu
-            | M::Vmaskmovdqu
-    );
-    // Either operand of CMPS may come first, a fault of its segment too.
-    let is_cmps = matches!(
-        case.instruction.mnemonic(),
-        M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq
-    ) && case.instruction.is_string_instruction();
-    match (host.exception, ours.exception) {
-        (Some((12..=14, ..)), Some((12..=14, ..))) if is_cmps => true,
-        // Whether the elements of a masked operand wrap at 64 KiB, by 16-bit addresses, is left open.
-        (Some((14, a, at)), Some((14, b, ours))) if a == b && at ^ ours == 0x1_0000 => true,
-        (Some((14, a, _)), Some((14, b, _))) => is_in_parts && a == b,
-        _ => false,
-    }
+    fpu_difference(case, &a.fpu, &b.fpu).or_else(|| memory_difference(case, memory))
 }
 
 /// Whether register `n` is one that 32-bit code cannot see.
@@ -143,12 +87,8 @@ fn is_upper_half(case: &Case, n: usize) -> bool {
 }
 
 fn fpu_difference(case: &Case, host: &FpuState, ours: &FpuState) -> Option<String> {
-    let mut host = comparable(case, host.clone(), ours);
-    let mut ours = comparable(case, ours.clone(), &host);
-    if has_lost_precision(&host) {
-        host.mxcsr &= !mxcsr::PE;
-        ours.mxcsr &= !mxcsr::PE;
-    }
+    let host = comparable(case, host.clone(), ours);
+    let ours = comparable(case, ours.clone(), &host);
     if host == ours {
         return None;
     }
@@ -162,22 +102,6 @@ fn fpu_difference(case: &Case, host: &FpuState, ours: &FpuState) -> Option<Strin
     }
     let [host, ours] = [host, ours].map(|fpu| describe(&fpu));
     Some(format!("fpu:\n  host {host}\n  ours {ours}"))
-}
-
-/// Bits of MXCSR.
-mod mxcsr {
-    /// Overflow and underflow.
-    pub(super) const RANGE: u32 = 0x18;
-    pub(super) const PE: u32 = 0x20;
-    pub(super) const MASK_SHIFT: u32 = 7;
-}
-
-/// Whether an unmasked overflow or underflow is flagged. Then PE says whether the result is inexact
-/// with an unbounded exponent (SDM Vol. 1, "Numeric Overflow Exception (#O)").
-///
-/// Our gap: the interpreter says whether it is inexact as the masked response would have it.
-fn has_lost_precision(fpu: &FpuState) -> bool {
-    fpu.mxcsr & !(fpu.mxcsr >> mxcsr::MASK_SHIFT) & mxcsr::RANGE != 0
 }
 
 /// Returns the state without what is not compared.
@@ -340,13 +264,6 @@ fn segment_push_difference(case: &Case, [host, ours]: [&[u8]; 2]) -> Option<Stri
 fn compared_flags(case: &Case, host: &Outcome) -> u64 {
     use Mnemonic as M;
     let mnemonic = case.instruction.mnemonic();
-    if host.exception.is_some() && case.instruction.is_string_instruction() {
-        // "When a fault occurs during the execution of a CMPS or SCAS instruction that is prefixed
-        // by REPE or REPNE, the EFLAGS value is restored to the state prior to the execution of
-        // the instruction" (SDM Vol. 2, "REP/REPE/REPZ/REPNE/REPNZ"). AMD processors leave the
-        // flags of the last completed iteration.
-        return 0;
-    }
     let is_fcomi = matches!(mnemonic, M::Fcomi | M::Fcomip | M::Fucomi | M::Fucomip);
     if is_fcomi && is_refused(&host.state.fpu) {
         // Intel processors leave the flags, as they leave C0, C2 and C3.
@@ -399,8 +316,19 @@ fn shift_count(case: &Case) -> Option<(u64, u64)> {
 }
 
 /// Whether nothing can be compared: vendors differ in the whole, or the SDM leaves the result
-/// undefined.
-pub(super) fn is_incomparable(case: &Case, host: &Outcome) -> bool {
+/// undefined. `is_untouched` says that ours has changed neither registers nor memory.
+pub(super) fn is_incomparable(
+    case: &Case,
+    host: &Outcome,
+    ours: &Outcome,
+    is_untouched: bool,
+) -> bool {
+    faults::is_masked_off(case, host, ours)
+        || faults::is_refused_here(case, host, ours, is_untouched)
+        || is_of_vendor(case, host, ours, is_untouched)
+}
+
+fn is_of_vendor(case: &Case, host: &Outcome, ours: &Outcome, is_untouched: bool) -> bool {
     use Mnemonic as M;
     let i = &case.instruction;
     match i.mnemonic() {
@@ -419,56 +347,18 @@ pub(super) fn is_incomparable(case: &Case, host: &Outcome) -> bool {
         // The source is a word on Intel processors, a doubleword on AMD's.
         M::Movsxd => i.code() == Code::Movsxd_r16_rm16,
         // Where a fault ends them, AMD processors have pushed or popped the first registers.
-        M::Pusha | M::Pushad | M::Popa | M::Popad => host.exception.is_some(),
+        M::Pusha | M::Pushad | M::Popa | M::Popad => {
+            host.exception.is_some() && host.exception == ours.exception && is_untouched
+        }
         // The result of BSWAP of a 16-bit register is undefined.
         M::Bswap => i.op0_register().size() == 2,
-        // AMD processors load TOP and the tags before a fault of the operand, or #XM.
-        M::Maskmovq
-        | M::Cvtps2pi
-        | M::Cvttps2pi
-        | M::Cvtpd2pi
-        | M::Cvttpd2pi
-        | M::Cvtpi2ps
-        | M::Cvtpi2pd
-            if host.exception.is_some_and(|(vector, ..)| vector != 16) =>
-        {
-            true
-        }
         // Where it is no MMX instruction for AMD processors, no x87 exception comes before it.
         M::Cvtpi2ps => is_cvtpi2ps_of_memory(case) && case.state.fpu.is_exception_pending(),
-        // "Exceptions associated with addressing memory and page faults may still be signaled
-        // (implementation dependent)" where the mask is zero (SDM Vol. 2, "MASKMOVDQU"): AMD
-        // processors access the operand whole.
-        M::Maskmovdqu | M::Vmaskmovdqu => host.exception.is_some(),
-        // Exceptions Type 4 (SDM Vol. 2, "SHA1MSG1" and the others): an operand that is not aligned
-        // is #GP. AMD processors do not ask for alignment.
-        M::Sha1rnds4
-        | M::Sha1nexte
-        | M::Sha1msg1
-        | M::Sha1msg2
-        | M::Sha256rnds2
-        | M::Sha256msg1
-        | M::Sha256msg2 => case.address().is_some_and(|at| at & 15 != 0),
-        // The alignment of the operand is not among the faults that the opmask suppresses (SDM Vol.
-        // 2, "Type E1 Exceptions of EVEX-Encoded Instructions"). AMD processors do not look at it
-        // where no element is active.
-        M::Vmovaps | M::Vmovapd | M::Vmovdqa32 | M::Vmovdqa64 => {
-            i.op_mask() != Register::None && host.exception.is_none() && is_unaligned(case)
-        }
-        // AMD processors have bit 17 of MXCSR, Intel's raise #GP.
-        M::Ldmxcsr | M::Vldmxcsr => host.state.fpu.mxcsr >> 17 & 1 != 0,
-        M::Fxrstor | M::Fxrstor64 => host.state.fpu.mxcsr >> 17 & 1 != 0,
         M::Fsin | M::Fcos | M::Fsincos | M::Fptan => !is_in_range(case, 0x3ffe, 0x403e),
         M::F2xm1 => !is_in_range(case, 0x3fff, 0x7fff),
         M::Fyl2xp1 => !is_in_range(case, 0x3ffd, 0x7fff),
         _ => false,
     }
-}
-
-/// Whether the memory operand, if there is one, is no multiple of its size.
-fn is_unaligned(case: &Case) -> bool {
-    let bytes = case.instruction.memory_size().size().max(1) as u64;
-    case.address().is_some_and(|at| at % bytes != 0)
 }
 
 /// Whether the result is defined, and does not depend on how many bits of pi a processor has (SDM

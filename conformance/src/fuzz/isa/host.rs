@@ -359,7 +359,8 @@ fn vector_places(n: usize) -> [usize; 8] {
     })
 }
 
-/// Writes the XSAVE area of a state; components of AVX-512 are absent where they are initial.
+/// Writes the XSAVE area of a state; components of AVX-512 are absent where they are initial, or the
+/// host does not have them: then the instruction is #UD anyway.
 fn store_area(fpu: &FpuState, area: &mut [u8; AREA_BYTES]) {
     area[..2].copy_from_slice(&fpu.control.to_le_bytes());
     area[2..4].copy_from_slice(&fpu.status.to_le_bytes());
@@ -370,9 +371,10 @@ fn store_area(fpu: &FpuState, area: &mut [u8; AREA_BYTES]) {
         let at = 32 + 16 * i;
         area[at..at + 10].copy_from_slice(&fpu.registers[fpu.physical(i)]);
     }
-    let is_initial = fpu.opmask == [0; 8]
-        && fpu.vector[..16].iter().all(|v| v[4..] == [0; 4])
-        && fpu.vector[16..].iter().all(|v| *v == [0; 8]);
+    let is_initial = !has_avx512()
+        || fpu.opmask == [0; 8]
+            && fpu.vector[..16].iter().all(|v| v[4..] == [0; 4])
+            && fpu.vector[16..].iter().all(|v| *v == [0; 8]);
     let (count, words) = if is_initial { (16, 4) } else { (32, 8) };
     for (n, register) in fpu.vector[..count].iter().enumerate() {
         for (at, word) in vector_places(n).into_iter().zip(&register[..words]) {
