@@ -60,16 +60,74 @@ fn all_offered() -> Vec<u32> {
         .collect()
 }
 
+/// A row of the fidelity table: what, how much, the page that lists it.
+type FidelityRow = (&'static str, String, &'static str);
+
 fn fidelity() -> String {
+    let (executed, forms) = coverage::executed();
+    let forms = (
+        "instruction forms, up to x86-64-v4 and beside it",
+        format!("{executed} of {forms}"),
+        "isa-coverage.md",
+    );
+    let rows = [vec![forms], vmx_rows(), kvm_rows(), case_rows()].concat();
+    let mut text = String::from("| what | how much | list |\n| --- | --- | --- |\n");
+    for (what, how_much, page) in rows {
+        writeln!(text, "| {what} | {how_much} | [{page}](docs/{page}) |").unwrap();
+    }
+    text
+}
+
+fn vmx_rows() -> Vec<FidelityRow> {
     let in_scope = |scope: Scope| scope == Scope::In;
     let reasons: Vec<ExitReason> = ExitReason::all().collect();
     let reasons_in = reasons.iter().filter(|r| r.scope().is_some_and(in_scope));
     let controls_in = CONTROLS.iter().filter(|control| in_scope(control.scope));
+    let checks = vmx_model::checks::all().count();
     let steps: usize = Instruction::ALL.iter().map(|i| i.steps().len()).sum();
+    let rows = [
+        ("VMCS fields", Field::COUNT.to_string()),
+        (
+            "VMX controls",
+            format!("{} of {}", controls_in.count(), CONTROLS.len()),
+        ),
+        (
+            "rules of VM entry: checks of a VMCS, and of MSRs to load",
+            format!("{checks} + {}", LOAD_RULES.len()),
+        ),
+        (
+            "exit reasons",
+            format!("{} of {}", reasons_in.count(), reasons.len()),
+        ),
+        (
+            "ordered preconditions of VMX instructions",
+            format!("{steps} of {} instructions", Instruction::ALL.len()),
+        ),
+    ];
+    rows.map(|(what, how_much)| (what, how_much, "vmx-model.md"))
+        .into()
+}
+
+fn kvm_rows() -> Vec<FidelityRow> {
     let mut ioctls = all_offered();
     ioctls.sort_unstable();
     ioctls.dedup();
     let caps = CAPABILITIES.iter().filter(|cap| cap.value != 0).count();
+    let rows = [
+        (
+            "KVM ioctls",
+            format!("{} of {}", ioctls.len(), REQUESTS.len()),
+        ),
+        (
+            "KVM capabilities offered",
+            format!("{caps} of {}", CAPABILITIES.len()),
+        ),
+    ];
+    rows.map(|(what, how_much)| (what, how_much, "kvm-api.md"))
+        .into()
+}
+
+fn case_rows() -> Vec<FidelityRow> {
     let units = cases::units();
     let guests = units.iter().filter(|unit| unit.is_guest()).count();
     let results: usize = units.iter().map(|unit| unit.results().len()).sum();
@@ -82,64 +140,15 @@ fn fidelity() -> String {
     };
     let all = units.iter().flat_map(|unit| unit.results());
     let gap_results = all.filter(|result| is_gap(&result.id)).count();
-    let (executed, forms) = coverage::executed();
     let rows = [
-        (
-            "instruction forms, up to x86-64-v4 and beside it",
-            format!("{executed} of {forms}"),
-            "isa-coverage.md",
-        ),
-        ("VMCS fields", Field::COUNT.to_string(), "vmx-model.md"),
-        (
-            "VMX controls",
-            format!("{} of {}", controls_in.count(), CONTROLS.len()),
-            "vmx-model.md",
-        ),
-        (
-            "rules of VM entry: checks of a VMCS, and of MSRs to load",
-            format!(
-                "{} + {}",
-                vmx_model::checks::all().count(),
-                LOAD_RULES.len()
-            ),
-            "vmx-model.md",
-        ),
-        (
-            "exit reasons",
-            format!("{} of {}", reasons_in.count(), reasons.len()),
-            "vmx-model.md",
-        ),
-        (
-            "ordered preconditions of VMX instructions",
-            format!("{steps} of {} instructions", Instruction::ALL.len()),
-            "vmx-model.md",
-        ),
-        (
-            "KVM ioctls",
-            format!("{} of {}", ioctls.len(), REQUESTS.len()),
-            "kvm-api.md",
-        ),
-        (
-            "KVM capabilities offered",
-            format!("{caps} of {}", CAPABILITIES.len()),
-            "kvm-api.md",
-        ),
-        (
-            "conformance results",
-            format!("{results}; {guests} guests"),
-            "kvm-api.md",
-        ),
+        ("conformance results", format!("{results}; {guests} guests")),
         (
             "known gaps of the emulator among them",
             format!("{gap_results}, of {} causes", gaps.len()),
-            "kvm-api.md",
         ),
     ];
-    let mut text = String::from("| what | how much | list |\n| --- | --- | --- |\n");
-    for (what, how_much, page) in rows {
-        writeln!(text, "| {what} | {how_much} | [{page}](docs/{page}) |").unwrap();
-    }
-    text
+    rows.map(|(what, how_much)| (what, how_much, "kvm-api.md"))
+        .into()
 }
 
 fn kvm_page() -> String {

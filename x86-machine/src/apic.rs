@@ -4,6 +4,12 @@
 //! It knows neither processors nor a clock: times come in as ticks of the time-stamp counter, and
 //! what leaves the chip is returned as an [`Effect`].
 
+mod message;
+mod timer;
+
+pub use message::{Delivery, Destination, Message};
+pub use timer::Expiry;
+
 /// Register numbers: the offset in the xAPIC page divided by 16, or the x2APIC MSR less 800H.
 mod register {
     pub(super) const ID: u32 = 0x02;
@@ -46,69 +52,6 @@ const VERSION: u32 = 0x5_0014;
 const ESR_SEND_ILLEGAL: u32 = 1 << 5;
 const ESR_RECEIVE_ILLEGAL: u32 = 1 << 6;
 
-/// How an interrupt message is delivered (SDM, "Interrupt Command Register (ICR)").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// A vector.
-    Fixed,
-    /// A vector, for the processor with the lowest priority.
-    LowestPriority,
-    /// A non-maskable interrupt.
-    Nmi,
-    /// INIT.
-    Init,
-    /// A start-up IPI.
-    StartUp,
-    /// As from an 8259.
-    ExtInt,
-    /// SMI, INIT level de-assert and reserved modes: nothing is delivered.
-    None,
-}
-
-impl Delivery {
-    /// Returns the mode that bits 10:8 of an ICR, LVT or redirection entry name.
-    #[must_use]
-    pub fn of(word: u32) -> Self {
-        match word >> 8 & 7 {
-            0 => Self::Fixed,
-            1 => Self::LowestPriority,
-            4 => Self::Nmi,
-            5 => Self::Init,
-            6 => Self::StartUp,
-            7 => Self::ExtInt,
-            _ => Self::None,
-        }
-    }
-}
-
-/// Who gets a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// The APIC with this ID; all ones is everyone.
-    Physical(u32),
-    /// Those whose logical ID matches.
-    Logical(u32),
-    /// The sender.
-    Own,
-    /// Everyone.
-    All,
-    /// Everyone but the sender.
-    Others,
-}
-
-/// An interrupt message on its way to the APICs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// How.
-    pub delivery: Delivery,
-    /// The vector.
-    pub vector: u8,
-    /// To whom.
-    pub destination: Destination,
-    /// Whether it comes from a level-triggered source.
-    pub is_level: bool,
-}
-
 /// What a register write causes outside of this APIC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -120,15 +63,6 @@ pub enum Effect {
     Eoi(u8),
     /// The timer has been set: [`LocalApic::start_timer`] wants the time.
     Timer,
-}
-
-/// What a time has come to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Expiry {
-    /// The timer has reached zero.
-    pub has_expired: bool,
-    /// IA32_TSC_DEADLINE has been reached: it reads 0 now.
-    pub clears_deadline: bool,
 }
 
 /// One local APIC.
@@ -564,75 +498,6 @@ impl LocalApic {
         self.svr |= SVR_ENABLED;
         self.lvt[3] = 0x8700 & LVT_WRITABLE[3];
         self.lvt[4] = 0x400;
-    }
-
-    /// Arms the TSC-deadline timer; 0 disarms it. Ignored in the other timer modes.
-    pub fn set_tsc_deadline(&mut self, deadline: u64) {
-        if self.is_deadline_mode() {
-            self.tsc_deadline = deadline;
-            self.expires = (deadline != 0).then_some(deadline);
-        }
-    }
-
-    fn is_deadline_mode(&self) -> bool {
-        self.lvt[0] >> 17 & 3 == 2
-    }
-
-    fn divisor(&self) -> u64 {
-        let code = self.divide & 3 | self.divide >> 1 & 4;
-        if code == 7 { 1 } else { 2 << code }
-    }
-
-    /// Starts the count that was written.
-    pub fn start_timer(&mut self, now: u64) {
-        if !self.is_deadline_mode() {
-            self.rearm(now);
-        }
-    }
-
-    fn rearm(&mut self, now: u64) {
-        self.started = now;
-        let ticks = u64::from(self.initial_count) * self.divisor();
-        self.expires = (ticks != 0).then(|| now.saturating_add(ticks));
-    }
-
-    fn current_count(&self, now: u64) -> u32 {
-        let Some(expires) = self.expires.filter(|_| !self.is_deadline_mode()) else {
-            return 0;
-        };
-        let left = expires.saturating_sub(now.max(self.started));
-        left.div_ceil(self.divisor()).min(u64::from(u32::MAX)) as u32
-    }
-
-    /// Returns when the timer expires, in ticks of the clock (for a TSC deadline: of the TSC).
-    #[must_use]
-    pub fn expires(&self) -> Option<u64> {
-        self.expires
-    }
-
-    /// Lets the time be `now`: an expired timer interrupts.
-    pub fn advance(&mut self, now: u64) -> Expiry {
-        let Some(expires) = self.expires.filter(|&e| e <= now) else {
-            return Expiry::default();
-        };
-        let is_deadline = self.is_deadline_mode();
-        self.expires = None;
-        if is_deadline {
-            self.tsc_deadline = 0;
-        } else if self.lvt[0] >> 17 & 3 == 1 {
-            // Periods that nobody could see pass are one.
-            let period = (u64::from(self.initial_count) * self.divisor()).max(1);
-            let periods = (now - expires) / period + 1;
-            self.started = expires.saturating_add((periods - 1) * period);
-            self.expires = Some(expires.saturating_add(periods.saturating_mul(period)));
-        }
-        if self.lvt[0] & LVT_MASKED == 0 {
-            self.accept(self.lvt[0] as u8, false);
-        }
-        Expiry {
-            has_expired: true,
-            clears_deadline: is_deadline,
-        }
     }
 }
 
