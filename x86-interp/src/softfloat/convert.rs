@@ -1,56 +1,19 @@
 //! Conversions: to and from single and double precision, integers, decimals; rounding to integers.
 
+pub(crate) use super::format::Format;
 use super::{
     BIAS, Class, Env, F80, Finite, Out, Rounding, denormals, flag, round_at, shift_right_jam,
     special_one,
 };
 
-/// A smaller floating-point format.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Format {
-    /// Bits of the significand, the hidden one included.
-    precision: u32,
-    /// Bits of the exponent.
-    exponent_bits: u32,
-}
-
-impl Format {
-    pub(crate) const SINGLE: Self = Self {
-        precision: 24,
-        exponent_bits: 8,
-    };
-    pub(crate) const DOUBLE: Self = Self {
-        precision: 53,
-        exponent_bits: 11,
-    };
-
-    const fn bias(self) -> i32 {
-        (1 << (self.exponent_bits - 1)) - 1
-    }
-
-    const fn max_exponent(self) -> i32 {
-        (1 << self.exponent_bits) - 1
-    }
-
-    const fn fraction_bits(self) -> u32 {
-        self.precision - 1
-    }
-
-    const fn encode(self, sign: bool, exponent: i32, fraction: u64) -> u64 {
-        let sign = (sign as u64) << (self.exponent_bits + self.fraction_bits());
-        sign | (exponent as u64) << self.fraction_bits()
-            | fraction & ((1 << self.fraction_bits()) - 1)
-    }
-}
-
 /// Extends a number of a smaller format as it is; DE for a denormal.
 pub(crate) fn widen(bits: u64, format: Format) -> Out {
-    let fraction_bits = format.fraction_bits();
-    let sign = bits >> (format.exponent_bits + fraction_bits) & 1 != 0;
-    let exponent = (bits >> fraction_bits) as i32 & format.max_exponent();
-    let fraction = bits & ((1 << fraction_bits) - 1);
+    let fraction_bits = format.fraction_bits;
+    let sign = bits & format.sign(true) != 0;
+    let exponent = (bits >> fraction_bits) as i32 & format.largest_exponent();
+    let fraction = bits & format.fraction_mask();
     let low = 1 << 63 | fraction << (63 - fraction_bits);
-    if exponent == format.max_exponent() {
+    if exponent == format.largest_exponent() {
         return Out::exact(F80::new(sign, super::MAX_EXPONENT, low));
     }
     if exponent != 0 {
@@ -67,8 +30,8 @@ pub(crate) fn widen(bits: u64, format: Format) -> Out {
 /// Rounds to a smaller format. An unmasked overflow or underflow gives nothing to be stored.
 pub(crate) fn narrow(value: F80, format: Format, env: &Env) -> Out<Option<u64>> {
     let nan = |v: F80| {
-        let fraction = v.low >> (63 - format.fraction_bits());
-        format.encode(v.sign(), format.max_exponent(), fraction)
+        let fraction = v.low >> (63 - format.fraction_bits);
+        format.encode(v.sign(), format.largest_exponent(), fraction)
     };
     if let Some(out) = special_one(value) {
         return Out::exact(Some(nan(out.value))).with(out.flags);
@@ -76,34 +39,27 @@ pub(crate) fn narrow(value: F80, format: Format, env: &Env) -> Out<Option<u64>> 
     let sign = value.sign();
     match value.class() {
         Class::Zero => Out::exact(Some(format.encode(sign, 0, 0))),
-        Class::Infinity => Out::exact(Some(format.encode(sign, format.max_exponent(), 0))),
+        Class::Infinity => Out::exact(Some(format.encode(sign, format.largest_exponent(), 0))),
         _ => narrow_finite(value.unpack(), format, env),
     }
 }
 
 fn narrow_finite(value: Finite, format: Format, env: &Env) -> Out<Option<u64>> {
     let Finite { sign, .. } = value;
-    let drop = 128 - format.precision;
+    let drop = 127 - format.fraction_bits;
     let significand = u128::from(value.significand) << 64;
     let rounded = round_at(sign, significand, drop, env.rounding);
     let exponent = value.exponent - BIAS + format.bias();
     let full = exponent + i32::from(rounded.has_carried);
-    if full >= format.max_exponent() {
+    if full >= format.largest_exponent() {
         if env.unmasked & flag::OE != 0 {
             return Out::exact(None).with(flag::OE);
         }
-        let is_infinite = match env.rounding {
-            Rounding::Nearest => true,
-            Rounding::Down => sign,
-            Rounding::Up => !sign,
-            Rounding::Zero => false,
-        };
-        let largest = format.encode(sign, format.max_exponent() - 1, u64::MAX);
-        let infinity = format.encode(sign, format.max_exponent(), 0);
+        let value = format.overflowed(sign, env.rounding);
         return Out {
-            value: Some(if is_infinite { infinity } else { largest }),
+            value: Some(value),
             flags: flag::OE | flag::PE,
-            is_rounded_up: is_infinite,
+            is_rounded_up: value == format.infinity(sign),
         };
     }
     let mut flags = 0;

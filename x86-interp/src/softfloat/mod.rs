@@ -7,6 +7,7 @@
 pub(crate) mod arithmetic;
 pub(crate) mod compare;
 pub(crate) mod convert;
+pub(crate) mod format;
 pub(crate) mod remainder;
 pub(crate) mod transcendental;
 mod wide;

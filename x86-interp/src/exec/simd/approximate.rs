@@ -8,7 +8,7 @@
 use iced_x86::{Code, Mnemonic};
 
 use super::binary::{Class, Env, Format, Number, on_elements, on_lowest};
-use super::under_mxcsr::Rounded;
+use super::under_mxcsr::{Rounded, all_masked};
 use super::vector::is_vector_form;
 use crate::exec::Row;
 use crate::exec::form::plain;
@@ -22,7 +22,7 @@ macro_rules! approximate {
     ($shape:ident $e:ident, $f:expr) => {{
         fn handler(cpu: &mut Cpu, insn: &Insn) -> Exec {
             let bytes = <$e>::BITS as usize / 8;
-            let mxcsr = cpu.fpu.mxcsr;
+            let mxcsr = all_masked(cpu.fpu.mxcsr);
             approximate!(@$shape cpu insn bytes $e $f, mxcsr)
         }
         handler as Plain
@@ -138,7 +138,7 @@ fn cut(
     precision: u32,
     env: &mut Env,
 ) -> u64 {
-    let value = super::binary::DOUBLE.unpack_any(value.to_bits());
+    let value = Format::DOUBLE.unpack_any(value.to_bits());
     let wide = u128::from(value.significand) << 64;
     let kept = wide >> (128 - precision) << (128 - precision);
     env.rounding = Rounding::Nearest;
@@ -147,8 +147,9 @@ fn cut(
 
 #[cfg(test)]
 mod tests {
-    use super::super::binary::SINGLE;
+    use super::super::masking_tests::ready;
     use super::*;
+    use crate::test_cpu::execute;
 
     #[test]
     fn approximations_are_within_their_bounds() {
@@ -157,7 +158,7 @@ mod tests {
             let x = f64::from(f32::from_bits(bits as u32));
             let check = |f: super::super::binary::Operation, exact: f64, bound: f64| {
                 let mut env = Env::of(0x1f80);
-                let ours = f(SINGLE, 0, bits, 0, &mut env);
+                let ours = f(Format::SINGLE, 0, bits, 0, &mut env);
                 let error = f64::from(f32::from_bits(ours as u32)) / exact - 1.0;
                 assert!(error.abs() <= bound, "{x}: {error}");
             };
@@ -165,6 +166,21 @@ mod tests {
             check(rsqrt, 1.0 / x.sqrt(), 1.5 / 4096.0);
             check(rcp14, 1.0 / x, 1.0 / 16384.0);
             check(rsqrt14, 1.0 / x.sqrt(), 1.0 / 16384.0);
+        }
+    }
+
+    #[test]
+    fn tiny_approximations_are_flushed_even_while_underflow_is_unmasked() {
+        // VRCP14PS XMM0, XMM1.
+        let code = [0x62, 0xf2, 0x7d, 0x08, 0x4c, 0xc1];
+        for (mxcsr, result) in [(0x9f80, 0), (0x9780, 0), (0x1780, 0x0040_0000)] {
+            let mut cpu = ready(0, 0);
+            cpu.fpu.mxcsr = mxcsr;
+            // 2^127.
+            cpu.fpu.set_xmm(1, [0x7f00_0000, 0]);
+            assert_eq!(execute(&mut cpu, &code), Ok(()));
+            assert_eq!(cpu.fpu.xmm(0)[0] as u32, result, "{mxcsr:x}");
+            assert_eq!(cpu.fpu.mxcsr, mxcsr);
         }
     }
 }

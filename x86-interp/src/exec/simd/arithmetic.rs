@@ -5,7 +5,7 @@
 //! exponent (SDM Vol. 1, "Numeric Overflow Exception (#O)", "Numeric Underflow Exception (#U)"). The
 //! host, which computes with all exceptions masked, does not tell it.
 
-use super::binary::{DOUBLE, Element, Env, Format, flag, under};
+use super::binary::{Element, Env, Format, flag, under};
 use super::fused::{Signs, fused_multiply_add};
 use super::lanes::get;
 
@@ -54,7 +54,7 @@ pub(super) fn divide(format: Format, a: u64, b: u64, env: &mut Env) -> u64 {
 
 /// Rounds the second element, of double precision, to the format.
 pub(super) fn narrow(format: Format, _: u64, b: u64, env: &mut Env) -> u64 {
-    let number = DOUBLE.unpack(b, env);
+    let number = Format::DOUBLE.unpack(b, env);
     if !number.is_finite_nonzero() {
         return 0;
     }

@@ -1,5 +1,5 @@
-//! Numbers in the binary formats of half, single and double precision: taken apart, rounded, and put
-//! together again, in integers.
+//! Numbers in the binary formats of half, single and double precision under MXCSR: taken apart,
+//! rounded, and put together again, in integers.
 //!
 //! SDM Vol. 1, "Floating-Point Data Types", "Rounding" and "SIMD Floating-Point Exceptions". A
 //! function of elements gets them as bits, and an [`Env`] in which it notes the exceptions; results
@@ -8,6 +8,7 @@
 use super::lanes::{Lane, get};
 use super::under_mxcsr::Rounded;
 use crate::insn::Insn;
+pub(super) use crate::softfloat::format::Format;
 use crate::softfloat::{Rounding, round_at, shift_right_jam};
 use crate::{Cpu, Exec};
 
@@ -91,15 +92,15 @@ pub(super) trait Element: Lane {
 }
 
 impl Element for u16 {
-    const FORMAT: Format = HALF;
+    const FORMAT: Format = Format::HALF;
 }
 
 impl Element for u32 {
-    const FORMAT: Format = SINGLE;
+    const FORMAT: Format = Format::SINGLE;
 }
 
 impl Element for u64 {
-    const FORMAT: Format = DOUBLE;
+    const FORMAT: Format = Format::DOUBLE;
 }
 
 /// A function of the elements of both sources and the immediate byte.
@@ -192,30 +193,6 @@ pub(super) fn under<T>(mxcsr: &mut u32, f: impl FnOnce(&mut Env) -> T) -> T {
     value
 }
 
-/// A binary interchange format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Format {
-    exponent_bits: u32,
-    /// Bits of the fraction.
-    pub(super) fraction_bits: u32,
-}
-
-/// Half precision.
-pub(super) const HALF: Format = Format {
-    exponent_bits: 5,
-    fraction_bits: 10,
-};
-/// Single precision.
-pub(super) const SINGLE: Format = Format {
-    exponent_bits: 8,
-    fraction_bits: 23,
-};
-/// Double precision.
-pub(super) const DOUBLE: Format = Format {
-    exponent_bits: 11,
-    fraction_bits: 52,
-};
-
 /// What kind of number it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
@@ -263,70 +240,6 @@ impl Number {
 }
 
 impl Format {
-    pub(super) const fn bits(self) -> u32 {
-        1 + self.exponent_bits + self.fraction_bits
-    }
-
-    /// The bias of the exponent.
-    pub(super) const fn bias(self) -> i32 {
-        (1 << (self.exponent_bits - 1)) - 1
-    }
-
-    const fn fraction_mask(self) -> u64 {
-        (1 << self.fraction_bits) - 1
-    }
-
-    /// The exponent of infinities and NaNs.
-    const fn largest_exponent(self) -> i32 {
-        (1 << self.exponent_bits) - 1
-    }
-
-    /// The sign bit.
-    pub(super) const fn sign(self, is_negative: bool) -> u64 {
-        (is_negative as u64) << (self.bits() - 1)
-    }
-
-    pub(super) const fn infinity(self, is_negative: bool) -> u64 {
-        self.sign(is_negative) | (self.largest_exponent() as u64) << self.fraction_bits
-    }
-
-    /// The finite number of the largest magnitude.
-    pub(super) const fn largest(self, is_negative: bool) -> u64 {
-        self.infinity(is_negative) - 1
-    }
-
-    const fn quiet_bit(self) -> u64 {
-        1 << (self.fraction_bits - 1)
-    }
-
-    /// The QNaN floating-point indefinite.
-    pub(super) const fn indefinite(self) -> u64 {
-        self.infinity(true) | self.quiet_bit()
-    }
-
-    /// Returns a NaN, quiet.
-    pub(super) const fn quiet(self, nan: u64) -> u64 {
-        nan | self.quiet_bit()
-    }
-
-    /// Returns 2^exponent, a normal number.
-    pub(super) const fn power(self, exponent: i32) -> u64 {
-        ((exponent + self.bias()) as u64) << self.fraction_bits
-    }
-
-    /// 90.0.
-    pub(super) const fn ninety(self) -> u64 {
-        self.power(6) | 0x1a << (self.fraction_bits - 6)
-    }
-
-    /// The number next to pi / 2.
-    pub(super) const fn half_pi(self) -> u64 {
-        match self.fraction_bits {
-            52 => 0x3ff9_21fb_5444_2d18,
-            _ => 0x3fc9_0fdb,
-        }
-    }
-
     /// Takes a number apart; denormals count as zeros if MXCSR.DAZ says so.
     pub(super) fn unpack(self, bits: u64, env: &Env) -> Number {
         let number = self.unpack_any(bits);
@@ -398,16 +311,7 @@ impl Format {
             0 => flag::OE | flag::PE,
             _ => flag::OE,
         });
-        let is_infinite = match env.rounding {
-            Rounding::Nearest => true,
-            Rounding::Down => is_negative,
-            Rounding::Up => !is_negative,
-            Rounding::Zero => false,
-        };
-        match is_infinite {
-            true => self.infinity(is_negative),
-            false => self.largest(is_negative),
-        }
+        self.overflowed(is_negative, env.rounding)
     }
 
     /// A result that is tiny after rounding with an unbounded exponent. While #U is masked, it counts
@@ -497,11 +401,13 @@ mod tests {
     fn numbers_are_taken_apart_and_rounded_back() {
         let mut env = Env::of(0x1f80);
         for bits in [1_u64, 0x7f_ffff, 0x80_0000, 0x3f80_0001, 0xff7f_ffff] {
-            let number = SINGLE.unpack(bits, &env);
+            let number = Format::SINGLE.unpack(bits, &env);
             let significand = u128::from(number.significand) << 64;
-            let again = SINGLE.round(number.is_negative, number.exponent, significand, &mut env);
+            let again =
+                Format::SINGLE.round(number.is_negative, number.exponent, significand, &mut env);
             assert_eq!(again, bits);
-            let double = DOUBLE.round(number.is_negative, number.exponent, significand, &mut env);
+            let double =
+                Format::DOUBLE.round(number.is_negative, number.exponent, significand, &mut env);
             let native = f64::from(f32::from_bits(bits as u32));
             assert_eq!(double, native.to_bits());
         }
@@ -516,7 +422,7 @@ mod tests {
             (0xdf80, 0, flag::UE | flag::PE),
         ] {
             let mut env = Env::of(mxcsr);
-            assert_eq!(SINGLE.round(false, -127, 1 << 127, &mut env), value);
+            assert_eq!(Format::SINGLE.round(false, -127, 1 << 127, &mut env), value);
             assert_eq!(env.flags, flags);
         }
     }
@@ -524,7 +430,7 @@ mod tests {
     #[test]
     fn multiples_are_rounded_as_asked() {
         let env = Env::of(0x1f80);
-        let number = |x: f64| DOUBLE.unpack(x.to_bits(), &env);
+        let number = |x: f64| Format::DOUBLE.unpack(x.to_bits(), &env);
         assert_eq!(to_multiple(number(2.5), 0, Rounding::Nearest), (2, true));
         assert_eq!(to_multiple(number(2.5), 0, Rounding::Up), (3, true));
         assert_eq!(to_multiple(number(-2.5), 0, Rounding::Up), (2, true));

@@ -15,7 +15,7 @@ use iced_x86::{Code, Mnemonic};
 use vmx_model::arch::Rflags;
 
 use super::arithmetic::{Arithmetic, OfElements, Pairs, add, divide, multiply, narrow, subtract};
-use super::binary::{Element, SINGLE};
+use super::binary::{Element, Format};
 use super::under_mxcsr::{Rounded, all_masked, with_flags};
 use super::vector::{Elements, is_vector_form};
 use crate::exec::Row;
@@ -307,7 +307,7 @@ fn arithmetic(mnemonic: Mnemonic) -> Option<Plain> {
 const fn to_single(pairs: Pairs) -> Arithmetic {
     Arithmetic {
         pairs,
-        format: SINGLE,
+        format: Format::SINGLE,
         functions: [narrow; 2],
     }
 }

@@ -5,7 +5,7 @@
 
 use iced_x86::{Code, Mnemonic};
 
-use super::binary::{Class, Env, HALF, SINGLE, flag, under};
+use super::binary::{Class, Env, Format, flag, under};
 use super::lanes::get;
 use super::under_mxcsr::Rounded;
 use super::vector::{Elements, is_vector_form};
@@ -62,40 +62,40 @@ fn vcvtps2ph(cpu: &mut Cpu, insn: &Insn) -> Exec {
 }
 
 fn to_single(half: u64, env: &mut Env) -> u64 {
-    let number = HALF.unpack_any(half);
+    let number = Format::HALF.unpack_any(half);
     let sign = number.is_negative;
     match number.class {
-        Class::Zero => SINGLE.sign(sign),
-        Class::Infinity => SINGLE.infinity(sign),
+        Class::Zero => Format::SINGLE.sign(sign),
+        Class::Infinity => Format::SINGLE.infinity(sign),
         Class::QuietNan | Class::SignalingNan => {
             if number.is_signaling() {
                 env.raise(flag::IE);
             }
-            SINGLE.quiet(SINGLE.infinity(sign) | (half & 0x3ff) << 13)
+            Format::SINGLE.quiet(Format::SINGLE.infinity(sign) | (half & 0x3ff) << 13)
         }
         Class::Denormal | Class::Normal => {
             let significand = u128::from(number.significand) << 64;
-            SINGLE.round(sign, number.exponent, significand, env)
+            Format::SINGLE.round(sign, number.exponent, significand, env)
         }
     }
 }
 
 fn to_half(single: u64, env: &mut Env) -> u64 {
-    let number = SINGLE.unpack(single, env);
+    let number = Format::SINGLE.unpack(single, env);
     let sign = number.is_negative;
     match number.class {
-        Class::Zero => HALF.sign(sign),
-        Class::Infinity => HALF.infinity(sign),
+        Class::Zero => Format::HALF.sign(sign),
+        Class::Infinity => Format::HALF.infinity(sign),
         Class::QuietNan | Class::SignalingNan => {
             if number.is_signaling() {
                 env.raise(flag::IE);
             }
-            HALF.quiet(HALF.infinity(sign) | (single & 0x7f_ffff) >> 13)
+            Format::HALF.quiet(Format::HALF.infinity(sign) | (single & 0x7f_ffff) >> 13)
         }
         Class::Denormal | Class::Normal => {
-            SINGLE.note_denormals(&[number], env);
+            Format::SINGLE.note_denormals(&[number], env);
             let significand = u128::from(number.significand) << 64;
-            HALF.round(sign, number.exponent, significand, env)
+            Format::HALF.round(sign, number.exponent, significand, env)
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use iced_x86::{Code, Mnemonic};
 
-use super::binary::{DOUBLE, Element, Env, Format, SINGLE, flag, to_multiple, under};
+use super::binary::{Element, Env, Format, flag, to_multiple, under};
 use super::lanes::{Lane, get};
 use super::under_mxcsr::Rounded;
 use super::vector::is_vector_form;
@@ -122,8 +122,8 @@ fn general(mnemonic: Mnemonic) -> Option<Plain> {
         M::Vcvttss2usi => |cpu, insn| to_general::<u32>(cpu, insn, How::Truncated),
         M::Vcvtsd2usi => |cpu, insn| to_general::<u64>(cpu, insn, How::Rounded),
         M::Vcvttsd2usi => |cpu, insn| to_general::<u64>(cpu, insn, How::Truncated),
-        M::Vcvtusi2ss => |cpu, insn| from_general(cpu, insn, SINGLE),
-        M::Vcvtusi2sd => |cpu, insn| from_general(cpu, insn, DOUBLE),
+        M::Vcvtusi2ss => |cpu, insn| from_general(cpu, insn, Format::SINGLE),
+        M::Vcvtusi2sd => |cpu, insn| from_general(cpu, insn, Format::DOUBLE),
         _ => return None,
     })
 }

@@ -4,7 +4,7 @@
 
 use iced_x86::Code;
 
-use super::binary::{DOUBLE, Format, SINGLE, under};
+use super::binary::{Format, under};
 use super::integers::{How, SIGNED_32, from_integer, to_integer};
 use super::vector::Elements;
 use crate::exec::Row;
@@ -15,12 +15,20 @@ use crate::{Cpu, Exec};
 /// Returns who executes an instruction of this file.
 pub(super) fn lookup(code: Code) -> Option<Row> {
     let handler: Plain = match code {
-        Code::Cvtpi2ps_xmm_mmm64 => |cpu, insn| from_doublewords(cpu, insn, SINGLE),
-        Code::Cvtpi2pd_xmm_mmm64 => |cpu, insn| from_doublewords(cpu, insn, DOUBLE),
-        Code::Cvtps2pi_mm_xmmm64 => |cpu, insn| to_doublewords(cpu, insn, SINGLE, How::Rounded),
-        Code::Cvttps2pi_mm_xmmm64 => |cpu, insn| to_doublewords(cpu, insn, SINGLE, How::Truncated),
-        Code::Cvtpd2pi_mm_xmmm128 => |cpu, insn| to_doublewords(cpu, insn, DOUBLE, How::Rounded),
-        Code::Cvttpd2pi_mm_xmmm128 => |cpu, insn| to_doublewords(cpu, insn, DOUBLE, How::Truncated),
+        Code::Cvtpi2ps_xmm_mmm64 => |cpu, insn| from_doublewords(cpu, insn, Format::SINGLE),
+        Code::Cvtpi2pd_xmm_mmm64 => |cpu, insn| from_doublewords(cpu, insn, Format::DOUBLE),
+        Code::Cvtps2pi_mm_xmmm64 => {
+            |cpu, insn| to_doublewords(cpu, insn, Format::SINGLE, How::Rounded)
+        }
+        Code::Cvttps2pi_mm_xmmm64 => {
+            |cpu, insn| to_doublewords(cpu, insn, Format::SINGLE, How::Truncated)
+        }
+        Code::Cvtpd2pi_mm_xmmm128 => {
+            |cpu, insn| to_doublewords(cpu, insn, Format::DOUBLE, How::Rounded)
+        }
+        Code::Cvttpd2pi_mm_xmmm128 => {
+            |cpu, insn| to_doublewords(cpu, insn, Format::DOUBLE, How::Truncated)
+        }
         _ => return None,
     };
     plain(handler)
@@ -30,7 +38,7 @@ pub(super) fn lookup(code: Code) -> Option<Row> {
 /// MMX instruction of CVTPI2PD.
 fn from_doublewords(cpu: &mut Cpu, insn: &Insn, format: Format) -> Exec {
     cpu.check_sse()?;
-    let is_mmx = format == SINGLE || insn.operands[1] != Operand::Memory;
+    let is_mmx = format == Format::SINGLE || insn.operands[1] != Operand::Memory;
     if is_mmx {
         cpu.check_mmx()?;
     }
@@ -48,7 +56,7 @@ fn from_doublewords(cpu: &mut Cpu, insn: &Insn, format: Format) -> Exec {
         cpu.enter_mmx();
     }
     let rest = match format {
-        SINGLE => cpu.register_lanes(insn, 0)[0] >> 64 << 64,
+        Format::SINGLE => cpu.register_lanes(insn, 0)[0] >> 64 << 64,
         _ => 0,
     };
     cpu.write_vector(insn, [value | rest, 0, 0, 0], Elements::of(insn, 16))
