@@ -97,6 +97,9 @@ const GREGS: [i32; 16] = [
     libc::REG_R15,
 ];
 
+/// Where the addresses of programs end under Linux: a page below the canonical ones.
+const TASK_SIZE_MAX: u64 = (1 << 47) - 4096;
+
 /// The selector of Linux's 32-bit user code segment.
 const USER32_CS: i64 = 0x23;
 
@@ -138,7 +141,7 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
                     // The fetch at the target of a branch: the instruction itself completed.
                     14 if error & 0x10 != 0 => None,
                     // Linux does not tell whether a page of the kernel is present.
-                    14 if address >> 47 != 0 => Some((14, error & !1, address)),
+                    14 if address >= TASK_SIZE_MAX => Some((14, error & !1, address)),
                     14 => Some((14, error, address)),
                     _ => Some((vector, error, 0)),
                 };

@@ -34,6 +34,9 @@ const YMM: usize = 576;
 /// Where the frame of a signal has its size (`struct _fpx_sw_bytes`).
 const FRAME_SIZE: usize = 480;
 
+/// Where the addresses of programs end under Linux: a page below the canonical ones.
+const TASK_SIZE_MAX: u64 = (1 << 47) - 4096;
+
 /// Selectors of Linux's user code and data segments.
 const USER32_CS: u16 = 0x23;
 const USER_DS: u16 = 0x2b;
@@ -271,8 +274,8 @@ fn outcome(case: &Case, control: &Control) -> Outcome {
         }
         // The fetch at the target of a branch: the instruction itself completed.
         14 if error & 0x10 != 0 => None,
-        // Linux does not tell whether a page of the kernel is present.
-        14 if address >> 47 != 0 => Some((14, error & !1, address)),
+        // Linux does not tell whether a page that is no program's is present.
+        14 if address >= TASK_SIZE_MAX => Some((14, error & !1, address)),
         14 => Some((14, error, address)),
         vector => Some((vector, error, 0)),
     };
