@@ -300,6 +300,7 @@ impl Cpu {
     /// What ended the instruction.
     pub fn execute_plain(&mut self) -> Exec {
         self.refresh_map();
+        self.be_patient();
         let insn = self.fetch()?;
         self.next_rip = self.state.rip.wrapping_add(u64::from(insn.length)) & self.rip_mask();
         (insn.plain)(self, &insn)?;

@@ -187,8 +187,13 @@ impl Cpu {
 
     fn run_with_slack(&mut self, budget: u64, slack: u64) -> Stop {
         self.begin_run();
-        self.engine.patience = i64::MAX;
+        self.be_patient();
         self.run_slice(budget, slack)
+    }
+
+    /// Allows any amount of work: there is no slice.
+    pub(crate) fn be_patient(&mut self) {
+        self.engine.patience = i64::MAX;
     }
 
     /// Runs until something stops the processor. At the end of each slice `next` says how long the

@@ -9,6 +9,7 @@ use vmx_model::arch::{AccessRights, ArchState, Cr0, Efer, Rflags, SegmentRegiste
 use crate::bus::{EmptyBus, InstructionClock};
 use crate::mem::phys::{OwnedRam, PhysMap};
 use crate::run::Slice;
+use crate::test_cpu::{DATA, execute, long_mode};
 use crate::{Cpu, Stop};
 
 /// Where the tests put code.
@@ -449,4 +450,15 @@ fn self_modifying_code_does_not_fill_the_cache_with_dead_blocks() {
         assert!(cpu.engine.blocks.in_memory() < 5000);
     }
     assert_eq!(cpu.general_registers()[3] & 0xff, 30_000 / 3 % 256);
+}
+
+#[test]
+fn a_plain_handler_repeats_whatever_runs_have_worked() {
+    let mut cpu = long_mode();
+    for count in [20, 900] {
+        // REPNE SCASB: it goes an iteration at a time.
+        (cpu.gpr[0], cpu.gpr[1], cpu.gpr[7]) = (1, count, DATA);
+        assert_eq!(execute(&mut cpu, &[0xf2, 0xae]), Ok(()));
+        assert_eq!(cpu.gpr[1], 0);
+    }
 }
