@@ -1,6 +1,7 @@
 //! How long one KVM_RUN takes that ends with an OUT: ours, by the Rust API, by the raw ABI, and for
 //! a program on the `kvm-ioctls` crate under the preload library, if that was built; and the host's
-//! /dev/kvm, if there is one. The best of a few series counts.
+//! /dev/kvm, if there is one. The best of many short series counts: on a machine that others use, which
+//! share its caches and execution units, few of them are undisturbed.
 //!
 //! `cargo build --release -p kvm-preload && cargo run --release -p kvm-api --example round_trip`
 #![allow(unsafe_code, reason = "memory for guests")]
@@ -9,8 +10,8 @@ use kvm_api::uapi::*;
 use kvm_api::{Kvm, abi};
 use std::time::Duration;
 
-const ROUNDS: u32 = 50_000;
-const SERIES: u32 = 8;
+const ROUNDS: u32 = 1000;
+const SERIES: u32 = 400;
 /// out 0x10, al; jmp to it.
 const CODE: [u8; 4] = [0xe6, 0x10, 0xeb, 0xfc];
 const UNDER_PRELOAD: &str = "under kvm-preload";
@@ -54,14 +55,14 @@ fn thread_time() -> Duration {
 }
 
 /// Measures, and prints what it is the time of.
-fn measure<E>(name: &str, rounds: u32, mut run: impl FnMut() -> Result<(), E>) -> Result<(), E> {
+fn measure<E>(name: &str, mut run: impl FnMut() -> Result<(), E>) -> Result<(), E> {
     let mut best = u128::MAX;
     for _ in 0..SERIES {
         let started = thread_time();
-        for _ in 0..rounds {
+        for _ in 0..ROUNDS {
             run()?;
         }
-        best = best.min((thread_time() - started).as_nanos() / u128::from(rounds));
+        best = best.min((thread_time() - started).as_nanos() / u128::from(ROUNDS));
     }
     println!("{name}: {best} ns a round trip");
     Ok(())
@@ -79,7 +80,7 @@ fn rust_api() -> kvm_api::Result<()> {
         rflags: 2,
         ..Default::default()
     })?;
-    measure("Vcpu::run", ROUNDS, || vcpu.run())
+    measure("Vcpu::run", || vcpu.run())
 }
 
 fn raw_abi() -> kvm_api::Result<()> {
@@ -99,7 +100,7 @@ fn raw_abi() -> kvm_api::Result<()> {
         ..Default::default()
     };
     ioctl(vcpu, KVM_SET_REGS, &raw const regs as u64)?;
-    measure("abi::ioctl(KVM_RUN)", ROUNDS, || {
+    measure("abi::ioctl(KVM_RUN)", || {
         ioctl(vcpu, KVM_RUN, 0).map(|_| ())
     })
 }
@@ -118,7 +119,7 @@ fn host(name: &str) -> Result<(), kvm_ioctls::Error> {
         rflags: 2,
         ..Default::default()
     })?;
-    measure(name, ROUNDS / 10, || vcpu.run().map(|_| ()))
+    measure(name, || vcpu.run().map(|_| ()))
 }
 
 /// Runs this program again under the preload library.
