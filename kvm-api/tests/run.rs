@@ -199,3 +199,26 @@ fn floating_point_registers_go_with_the_vcpu_from_thread_to_thread() {
         assert_eq!(mantissa >> (63 - (exponent - 0x3fff)), u64::from(runs));
     }
 }
+
+/// With its memory gone a guest cannot even be told so: the fault that is injected meets another, that
+/// makes a double fault, and the next shuts it down, as the host's KVM finds.
+#[test]
+fn a_guest_whose_slot_is_deleted_shuts_down() {
+    // out 0x10, al; jmp back
+    let guest = Guest::new(&[0xe6, 0x10, 0xeb, 0xfc]);
+    const LARGE_PAGE: u32 = 0x83;
+    guest.write(0x4000, &LARGE_PAGE.to_le_bytes());
+    let mut sregs = guest.vcpu.get_sregs().expect("they are there");
+    (sregs.cr0, sregs.cr3, sregs.cr4) = (0x8000_0011, 0x4000, 0x10);
+    (sregs.cs.db, sregs.cs.g, sregs.cs.limit) = (1, 1, u32::MAX);
+    (sregs.cs.type_, sregs.cs.selector) = (11, 8);
+    guest.vcpu.set_sregs(&sregs).expect("protected mode");
+    assert_eq!(guest.run(), KVM_EXIT_IO);
+    let nothing = kvm_userspace_memory_region::default();
+    guest.vm.set_user_memory_region(nothing).expect("a slot");
+    let (vcpu, (tell, told)) = (Arc::clone(&guest.vcpu), mpsc::channel());
+    thread::spawn(move || tell.send(vcpu.run()));
+    let result = told.recv_timeout(Duration::from_secs(60));
+    assert_eq!(result, Ok(Ok(())), "KVM_RUN ends");
+    assert_eq!(guest.page::<u32>(8), KVM_EXIT_SHUTDOWN);
+}

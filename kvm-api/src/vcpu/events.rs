@@ -6,6 +6,7 @@ use crate::vcpu::Loaded;
 use crate::vcpu::state::{QueuedException, QueuedInterrupt};
 use kvm_bindings::*;
 use vmx_model::arch::Interruptibility;
+use vmx_model::event::vector;
 use vmx_model::field::Field;
 
 const DB_VECTOR: u8 = 1;
@@ -19,6 +20,17 @@ const VALID_FLAGS: u32 = KVM_VCPUEVENT_VALID_NMI_PENDING
     | KVM_VCPUEVENT_VALID_SMM
     | KVM_VCPUEVENT_VALID_PAYLOAD
     | KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+
+/// Whether an exception in the delivery of another makes a double fault.
+const fn make_double_fault(first: u8, second: u8) -> bool {
+    const fn is_contributory(number: u8) -> bool {
+        matches!(number, vector::DE | vector::TS..=vector::GP)
+    }
+    match first {
+        vector::PF => second == vector::PF || is_contributory(second),
+        _ => is_contributory(first) && is_contributory(second),
+    }
+}
 
 impl Loaded<'_> {
     /// Returns the pending and injected events (`kvm_vcpu_ioctl_x86_get_vcpu_events()`).
@@ -141,13 +153,27 @@ impl Loaded<'_> {
         self.state.nmi.queued = self.state.nmi.queued.saturating_add(1);
     }
 
-    /// Queues an exception, as `kvm_queue_exception()` does when none is pending.
+    /// Queues an exception (`kvm_queue_exception()`, `kvm_multiple_exception()`). With one that is
+    /// still to be delivered it makes a double fault, or shuts the guest down, or takes its place
+    /// (SDM Vol. 3A, "Interrupt 8, Double Fault Exception (#DF)").
     pub(crate) fn queue_exception(
         &mut self,
         vector: u8,
         error_code: Option<u32>,
         payload: Option<u64>,
     ) {
+        let before = &self.state.exception;
+        let waits = before.pending || before.injected;
+        if waits && before.vector == vector::DF {
+            self.state.triple_fault = true;
+            return;
+        }
+        let doubles = waits && make_double_fault(before.vector, vector);
+        let (vector, error_code, payload) = if doubles {
+            (vector::DF, Some(0), None)
+        } else {
+            (vector, error_code, payload)
+        };
         self.state.exception = QueuedException {
             pending: true,
             injected: false,
