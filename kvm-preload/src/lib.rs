@@ -12,8 +12,17 @@
 //! `SOFTVMX_CPU=NAME` chooses the processor on which KVM runs, by the name of a CPUID profile.
 //!
 //! Every other call goes to the next definition of the symbol. `mmap`, `dup` and the rest need no
-//! help, as the descriptors are real ones. A program that makes system calls itself
-//! (statically linked, or a Go program) is not reached.
+//! help, as the descriptors are real ones.
+//!
+//! Not reached, so that the program meets the real /dev/kvm or none:
+//! - system calls that the program makes itself (statically linked, a Go program, `syscall`);
+//! - other names of the file: relative, with `//` or `..`, a symbolic link; `fopen` and `creat`, which
+//!   the C library carries out without its own `open`;
+//! - `open` with O_PATH.
+//!
+//! Otherwise than the kernel's the descriptors are memory files that are open for reading and
+//! writing: `read`, `write`, `lseek`, `ftruncate`, `fchmod`, `mmap` of a VM, seals, `/proc/self/fd` and the
+//! ioctls of file systems show it.
 #![expect(unsafe_code, reason = "the C ABI of interposed functions")]
 
 pub mod descriptors;
@@ -28,18 +37,31 @@ use kvm_api::{Errno, abi};
 use next::Next;
 
 pub(crate) fn fail(errno: c_int) -> c_int {
-    // SAFETY: the address of this thread's errno.
-    unsafe { *libc::__errno_location() = errno };
+    set_errno(errno);
     -1
 }
 
-/// Whether a path names the KVM system.
+/// Below this no memory is mapped (`vm.mmap_min_addr`): the kernel answers EFAULT.
+const LOWEST_ADDRESS: usize = 0x1_0000;
+
+/// Whether `open` of a path with flags gives the KVM system.
 ///
 /// # Safety
-/// `path` is null or a C string.
-unsafe fn is_kvm(path: *const c_char) -> bool {
+/// `path` is a C string, or below [`LOWEST_ADDRESS`].
+unsafe fn is_kvm(path: *const c_char, flags: c_int) -> bool {
+    let is_path = path.addr() >= LOWEST_ADDRESS;
     // SAFETY: the caller's.
-    !path.is_null() && unsafe { CStr::from_ptr(path) } == c"/dev/kvm"
+    is_path && flags & libc::O_PATH == 0 && unsafe { CStr::from_ptr(path) } == c"/dev/kvm"
+}
+
+fn errno() -> c_int {
+    // SAFETY: the address of this thread's errno.
+    unsafe { *libc::__errno_location() }
+}
+
+fn set_errno(errno: c_int) {
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
 }
 
 /// Names the processor on which KVM runs; see [`kvm_api::choose_processor`].
@@ -61,20 +83,40 @@ fn choose_processor() -> Result<(), c_int> {
 
 /// What `open("/dev/kvm", flags)` gives.
 fn open_kvm(flags: c_int) -> c_int {
-    if let Err(errno) = choose_processor() {
-        return fail(errno);
+    // A call that succeeds leaves errno as it is.
+    let before = errno();
+    match try_open_kvm(flags) {
+        Ok(fd) => {
+            set_errno(before);
+            fd
+        }
+        Err(errno) => fail(errno),
     }
-    let fd = match abi::open_system() {
-        Ok(fd) => fd,
-        Err(errno) => return fail(errno.raw()),
-    };
+}
+
+fn try_open_kvm(flags: c_int) -> Result<c_int, c_int> {
+    const EXCLUSIVE: c_int = libc::O_CREAT | libc::O_EXCL;
+    if flags & EXCLUSIVE == EXCLUSIVE {
+        return Err(libc::EEXIST);
+    }
+    // O_TMPFILE has this bit too.
+    if flags & libc::O_DIRECTORY != 0 {
+        return Err(libc::ENOTDIR);
+    }
+    choose_processor()?;
+    let fd = abi::open_system().map_err(Errno::raw)?;
     handlers::adopt_all();
     abi::watch_descriptors();
     if flags & libc::O_CLOEXEC == 0 {
         // SAFETY: a descriptor that was just made.
         unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
     }
-    fd
+    let status = flags & (libc::O_NONBLOCK | libc::O_APPEND);
+    if status != 0 {
+        // SAFETY: as above.
+        unsafe { libc::fcntl(fd, libc::F_SETFL, status) };
+    }
+    Ok(fd)
 }
 
 type Open = unsafe extern "C" fn(*const c_char, c_int, libc::mode_t) -> c_int;
@@ -104,7 +146,7 @@ macro_rules! interpose_open {
                 unsafe { CStr::from_bytes_with_nul_unchecked(concat!(stringify!($name), "\0").as_bytes()) }
             );
             // SAFETY: the caller's.
-            if unsafe { is_kvm(path) } {
+            if unsafe { is_kvm(path, flags) } {
                 return open_kvm(flags);
             }
             let next = NEXT.get();
@@ -129,7 +171,16 @@ interpose_open! {
 }
 
 /// Requests that the kernel answers for every descriptor before it asks the file.
-const OF_EVERY_FILE: [c_ulong; 4] = [libc::FIOCLEX, libc::FIONCLEX, libc::FIONBIO, libc::FIOASYNC];
+const OF_EVERY_FILE: [c_ulong; 6] = [
+    libc::FIOCLEX,
+    libc::FIONCLEX,
+    libc::FIONBIO,
+    libc::FIOASYNC,
+    FIGETBSZ,
+    FS_IOC_FIEMAP,
+];
+const FIGETBSZ: c_ulong = 2;
+const FS_IOC_FIEMAP: c_ulong = 0xc020_660b;
 
 /// See the C library's `ioctl`.
 ///
@@ -140,10 +191,17 @@ pub unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_voi
     static NEXT: Next = Next::new(c"ioctl");
     // The kernel takes 32 bits of the request.
     let number = request as u32;
-    if !OF_EVERY_FILE.contains(&c_ulong::from(number))
-        && let Some(answer) = abi::ioctl(fd, number, argument as u64)
-    {
-        return answer.map_or_else(|e: Errno| fail(e.raw()), |value| value as c_int);
+    if !OF_EVERY_FILE.contains(&c_ulong::from(number)) {
+        // A call that succeeds leaves errno as it is, whoever answers it.
+        let before = errno();
+        let answer = abi::ioctl(fd, number, argument as u64);
+        if let Some(Err(errno)) = answer {
+            return fail(errno.raw());
+        }
+        set_errno(before);
+        if let Some(Ok(value)) = answer {
+            return value as c_int;
+        }
     }
     let next = NEXT.get();
     if next.is_null() {

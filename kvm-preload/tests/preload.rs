@@ -94,6 +94,25 @@ fn a_signal_ends_every_endless_guest_soon() {
 }
 
 #[test]
+fn open_heeds_its_flags_and_success_leaves_errno_alone() {
+    let facts = [
+        "open",
+        "ioctl",
+        "others",
+        "nonblock",
+        "append",
+        "creat",
+        "excl",
+        "directory",
+        "tmpfile",
+        "path",
+        "no path",
+        "another",
+    ];
+    expect_facts("opens", &facts);
+}
+
+#[test]
 fn a_number_that_is_another_files_now_is_not_taken_for_a_vcpu() {
     let facts = [
         "both run",
