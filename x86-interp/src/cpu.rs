@@ -299,8 +299,13 @@ impl Cpu {
     /// # Errors
     /// What ended the instruction.
     pub fn execute_plain(&mut self) -> Exec {
-        self.refresh_map();
         self.be_patient();
+        self.execute_outside_blocks()
+    }
+
+    /// As [`Self::execute_plain`], within a slice, whose work it adds to.
+    pub(crate) fn execute_outside_blocks(&mut self) -> Exec {
+        self.refresh_map();
         let insn = self.fetch()?;
         self.next_rip = self.state.rip.wrapping_add(u64::from(insn.length)) & self.rip_mask();
         (insn.plain)(self, &insn)?;

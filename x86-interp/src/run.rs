@@ -295,7 +295,7 @@ impl Cpu {
             block = self.find_block(true)?;
         }
         let Some(block) = block else {
-            return self.execute_plain();
+            return self.execute_outside_blocks();
         };
         self.hot.end = end;
         // SAFETY: as above.

@@ -462,3 +462,28 @@ fn a_plain_handler_repeats_whatever_runs_have_worked() {
         assert_eq!(cpu.gpr[1], 0);
     }
 }
+
+/// So is a slice in which each turn executes an instruction that lies in two pages, outside of blocks.
+#[test]
+fn an_instruction_in_no_block_does_not_lengthen_its_slice() {
+    let slice = Slice {
+        instructions: 1 << 14,
+        work: 200,
+    };
+    // inc byte [0x2000]; nop; mov eax, imm32, whose operand that is; jmp back.
+    let code = [
+        0xfe, 0x05, 4, 0, 0, 0, 0x90, 0xb8, 0, 0, 0, 0, 0xe9, 0xef, 0xff, 0xff, 0xff,
+    ];
+    let begin = 0x2000 - 10;
+    let mut bytes = vec![0x90; begin - CODE as usize];
+    bytes.extend(code);
+    let mut cpu = processor(Bits::Long64, 64, &bytes);
+    let mut state = cpu.arch_state();
+    state.rip = begin as u64;
+    cpu.set_arch_state(&state);
+    let lengths = lengths_of_slices(&mut cpu, slice, 8);
+    assert!(
+        lengths.iter().all(|&n| (1..1000).contains(&n)),
+        "{lengths:?}"
+    );
+}
