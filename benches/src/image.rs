@@ -17,7 +17,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-use crate::programs::{Bits, Program};
+use crate::programs::{Bits, Group, Program};
 
 /// The debug port of Bochs and QEMU.
 pub const MARK_PORT: u16 = 0xe9;
@@ -135,6 +135,9 @@ fn emit_stub(
     if program.group.is_floating_point() {
         emit_floating_point(a)?;
     }
+    if program.group == Group::Avx {
+        emit_avx(a)?;
+    }
     a.mov(edi, iterations)?;
     a.mov(esi, Image::DATA as u32)?;
     a.mov(al, i32::from(BEGIN))?;
@@ -192,6 +195,19 @@ fn emit_floating_point(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.or(rax, 2)?;
     a.mov(cr0, rax)?;
     a.fninit()
+}
+
+/// Switches AVX on, in 64-bit mode.
+fn emit_avx(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(rax, cr4)?;
+    // OSXSAVE.
+    a.or(rax, 0x4_0000)?;
+    a.mov(cr4, rax)?;
+    a.xor(ecx, ecx)?;
+    a.xor(edx, edx)?;
+    // x87, SSE and AVX.
+    a.mov(eax, 7)?;
+    a.xsetbv()
 }
 
 /// Asks QEMU's debug-exit device, then Bochs's shutdown port, to end the machine.

@@ -4,6 +4,7 @@
 //! [`DATA_BYTES`] bytes of zeroed RAM aligned to 4 KiB, the stack is valid; the result is in RAX
 //! (EAX for 32-bit code), the program ends with RET and may change every other register.
 
+mod avx;
 mod flat32;
 mod integer;
 mod memory;
@@ -37,6 +38,8 @@ pub enum Group {
     Rep,
     /// SSE and SSE2.
     Sse,
+    /// AVX, AVX2, FMA and BMI.
+    Avx,
     /// The x87.
     X87,
     /// VMX instructions: the program is a hypervisor.
@@ -45,7 +48,14 @@ pub enum Group {
 
 impl Group {
     /// All groups.
-    pub const ALL: [Self; 5] = [Self::Integer, Self::Rep, Self::Sse, Self::X87, Self::Vmx];
+    pub const ALL: [Self; 6] = [
+        Self::Integer,
+        Self::Rep,
+        Self::Sse,
+        Self::Avx,
+        Self::X87,
+        Self::Vmx,
+    ];
 
     /// Returns its name.
     #[must_use]
@@ -54,6 +64,7 @@ impl Group {
             Self::Integer => "integer",
             Self::Rep => "rep",
             Self::Sse => "sse",
+            Self::Avx => "avx",
             Self::X87 => "x87",
             Self::Vmx => "vmx",
         }
@@ -62,7 +73,7 @@ impl Group {
     /// Whether its programs need CR4.OSFXSR and CR0.MP, and CR0.EM clear.
     #[must_use]
     pub const fn is_floating_point(self) -> bool {
-        matches!(self, Self::Sse | Self::X87)
+        matches!(self, Self::Sse | Self::Avx | Self::X87)
     }
 }
 
@@ -147,6 +158,11 @@ pub const PROGRAMS: &[Program] = &[
     sse::ORBIT,
     sse::MATRIX,
     sse::BLEND,
+    avx::MANDEL,
+    avx::MATRIX,
+    avx::SCAN,
+    avx::BLEND,
+    avx::BITS,
     x87::ORBIT87,
     x87::HORNER,
     vmx::ROUND_TRIP,

@@ -38,7 +38,7 @@ pub(super) const MANDEL: Program = sse(
 );
 
 /// The steps after which a point is taken for one of the set.
-const STEPS: i32 = 200;
+pub(super) const STEPS: i32 = 200;
 
 fn emit_mandel(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut outer = a.create_label();
@@ -79,7 +79,7 @@ fn emit_mandel(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.ret()
 }
 
-fn mandel(iterations: u32, _: u64) -> u64 {
+pub(super) fn mandel(iterations: u32, _: u64) -> u64 {
     let (mut re, im, mut total) = (-1.5, 0.01, 0);
     for _ in 0..iterations {
         re += 0.000_917;

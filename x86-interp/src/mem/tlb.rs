@@ -449,6 +449,13 @@ pub(crate) fn tag_16(linear: u64, context: u64) -> u64 {
     (linear.wrapping_add(15) & !0xfff) | context
 }
 
+/// The tag that an access of `bytes` bytes at `linear` must find.
+#[inline(always)]
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn tag_of(linear: u64, bytes: usize, context: u64) -> u64 {
+    (linear.wrapping_add(bytes as u64 - 1) & !0xfff) | context
+}
+
 /// A value at any address.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]

@@ -22,6 +22,7 @@
 #![expect(unsafe_code, reason = "micro-op handlers and their dispatch")]
 
 pub(crate) mod alu;
+pub(crate) mod bmi;
 pub(crate) mod branch;
 pub(crate) mod moves;
 pub(crate) mod operand;

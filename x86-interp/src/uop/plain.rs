@@ -26,6 +26,8 @@ pub(crate) unsafe fn plain(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
 #[cold]
 #[inline(never)]
 pub(crate) unsafe fn bail(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
+    #[cfg(test)]
+    BAILED.set(true);
     // SAFETY: `uop`, "Safety".
     unsafe {
         if execute(cpu, op) {
@@ -33,6 +35,12 @@ pub(crate) unsafe fn bail(cpu: *mut Cpu, op: *const Uop) -> *const Uop {
         }
     }
     black_box(core::ptr::null())
+}
+
+#[cfg(test)]
+thread_local! {
+    /// A hot handler has handed over to a plain one.
+    pub(crate) static BAILED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// An instruction that ends its block and behind which code may be another.

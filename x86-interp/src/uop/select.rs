@@ -3,8 +3,11 @@
 //! [`Emit`] collects the micro-ops of one instruction. What has no hot form becomes one micro-op
 //! that calls the plain handler.
 
+mod bmi;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+#[cfg(target_arch = "x86_64")]
+mod vex;
 mod x87;
 
 use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
@@ -15,7 +18,7 @@ use super::moves::{self, detail};
 use super::operand::{BASE, FLAT32, INDEXED, SPARE};
 use super::{Handler, Link, Slot, Uop, branch, stack};
 use crate::block::CodeMode;
-use crate::insn::{Insn, MemoryOperand, Operand, RegisterOffset, ZERO_REGISTER};
+use crate::insn::{Encoding, Insn, MemoryOperand, Operand, RegisterOffset, ZERO_REGISTER};
 
 /// A decoded instruction as the selection sees it.
 #[derive(Clone, Copy)]
@@ -68,6 +71,9 @@ struct Fields {
     src: RegisterOffset,
     imm: i32,
     disp: u64,
+    base: RegisterOffset,
+    index: RegisterOffset,
+    detail: u16,
 }
 
 /// The memory operand of a micro-op.
@@ -170,6 +176,9 @@ impl Emit<'_> {
             src: f.src,
             imm: f.imm,
             disp: f.disp,
+            base: f.base,
+            index: f.index,
+            detail: f.detail,
             ..blank(handler)
         });
     }
@@ -183,6 +192,7 @@ impl Emit<'_> {
             base: m.operand.base,
             index: m.operand.index,
             scale_shift: m.operand.scale_shift,
+            detail: f.detail,
             ..blank(handler)
         });
     }
@@ -360,6 +370,10 @@ impl Emit<'_> {
     fn simd(&mut self, _: Candidate<'_>) -> Option<()> {
         None
     }
+
+    fn vex(&mut self, _: Candidate<'_>) -> Option<()> {
+        None
+    }
 }
 
 impl Emit<'_> {
@@ -401,7 +415,9 @@ impl Emit<'_> {
             _ if c.iced.is_jcc() => self.jcc(c),
             _ if c.iced.is_setcc_any() => self.setcc(c),
             _ if c.iced.is_cmovcc_any() => self.cmovcc(c),
+            _ if bmi::is_hot(c.iced) => self.bmi(c),
             _ if self.mode.has_x87 && x87::is_hot(c.iced.code()) => self.x87(c),
+            _ if c.insn.vector.encoding == Encoding::Vex && self.mode.has_avx => self.vex(c),
             _ if self.mode.has_sse => self.simd(c),
             _ => None,
         }

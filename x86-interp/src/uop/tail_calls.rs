@@ -105,6 +105,7 @@ mod disassembly {
             plain::plain_end,
             plain::bail,
         ]);
+        all.extend(crate::uop::bmi::handlers());
         all.extend(crate::uop::simd::handlers());
         all.extend(crate::uop::x87::handlers());
         all

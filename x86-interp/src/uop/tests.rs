@@ -4,10 +4,13 @@
 //! The fast side runs twice, the second time from the restored state, so that translations, links
 //! and jump targets are known and the hot forms really run.
 
+mod vex;
+
 use proptest::prelude::*;
 use vmx_model::addr::Hpa;
 use vmx_model::arch::{AccessRights, Activity, Cr0, Cr4, Rflags, SegmentRegister};
 
+use crate::cpuid::Profile;
 use crate::fpu::FpuState;
 use crate::run::tests::{Bits, CODE, processor};
 use crate::{Cpu, Stop};
@@ -188,6 +191,9 @@ fn prepare_x87(r: &mut Random, fpu: &mut FpuState) {
 
 /// Appends an instruction that goes on with the next one.
 fn straight(r: &mut Random, kind: Kind, code: &mut Vec<u8>) {
+    if kind != Kind::Real16 && r.one_in(5) {
+        return vex::random(r, kind, code);
+    }
     if r.one_in(3) {
         return vector(r, kind, code);
     }
@@ -326,6 +332,8 @@ fn prepared(r: &mut Random, kind: Kind, code: &[u8]) -> Cpu {
     }
     cpu.phys.write_bytes(Hpa(0), &memory);
     cpu.phys.write_bytes(Hpa(CODE), code);
+    cpu.set_cpuid(Profile::X86_64_V3.table());
+    cpu.system.xcr0 = if r.one_in(16) { 3 } else { 7 };
     let mut state = cpu.arch_state();
     for (s, base) in [
         (0, 0x3000),
@@ -361,7 +369,7 @@ fn prepared(r: &mut Random, kind: Kind, code: &[u8]) -> Cpu {
         }
     }
     registers[5] = 0x4000 + r.below(0x4000);
-    state.cr4 |= Cr4::OSFXSR | Cr4::OSXMMEXCPT;
+    state.cr4 |= Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
     if r.one_in(16) {
         state.cr0 |= r.pick(&[Cr0::TS, Cr0::EM]);
     }
@@ -386,7 +394,14 @@ fn agree(seed: u64, kind: Kind) -> bool {
     let mut r = Random(seed);
     let code = program(&mut r, kind);
     let state = r.next();
-    let mut plain = prepared(&mut Random(state), kind, &code);
+    let make = || prepared(&mut Random(state), kind, &code);
+    agree_on(&code, make, &format!("{kind:?} seed {seed:#x}"))
+}
+
+/// Runs `code` both ways on processors that `make` makes; returns whether at least one instruction
+/// completed.
+fn agree_on(code: &[u8], make: impl Fn() -> Cpu, what: &str) -> bool {
+    let mut plain = make();
     let mut count = 0;
     let inside = CODE..CODE + code.len() as u64;
     while count < 16 && inside.contains(&plain.state.rip) {
@@ -406,7 +421,7 @@ fn agree(seed: u64, kind: Kind) -> bool {
         // The branch led to other instructions, which are not this test's concern.
         return false;
     }
-    let mut fast = prepared(&mut Random(state), kind, &code);
+    let mut fast = make();
     let (gpr, saved, flags, before) = (fast.gpr, fast.state.clone(), fast.flags, memory(&fast));
     let fpu = fast.fpu.clone();
     for _ in 0..3 {
@@ -415,8 +430,8 @@ fn agree(seed: u64, kind: Kind) -> bool {
         fast.flags = flags;
         fast.fpu = fpu.clone();
         fast.phys.write_bytes(Hpa(0), &before);
-        assert_eq!(fast.run(count), Stop::Budget, "{kind:?} {code:02x?}");
-        let context = format!("{kind:?} {code:02x?} seed {seed:#x}, {count} instructions");
+        assert_eq!(fast.run(count), Stop::Budget, "{what} {code:02x?}");
+        let context = format!("{what} {code:02x?}, {count} instructions");
         assert_eq!(
             fast.general_registers(),
             plain.general_registers(),

@@ -98,6 +98,8 @@ impl Engine for Qemu {
         command.args([
             "-accel",
             "tcg",
+            "-cpu",
+            "max",
             "-m",
             "64",
             "-nodefaults",

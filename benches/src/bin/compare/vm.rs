@@ -13,8 +13,8 @@ use benches::bare;
 use benches::image::{BEGIN, END, Image, MARK_PORT};
 use benches::programs::{Bits, Group, Program};
 use kvm_bindings::{
-    KVM_EXIT_HLT, KVM_EXIT_IO, kvm_regs, kvm_run, kvm_segment, kvm_sregs,
-    kvm_userspace_memory_region,
+    KVM_EXIT_HLT, KVM_EXIT_IO, kvm_cpuid_entry2, kvm_cpuid2, kvm_regs, kvm_run, kvm_segment,
+    kvm_sregs, kvm_userspace_memory_region,
 };
 
 use x86_interp::Stop;
@@ -23,12 +23,17 @@ use crate::engine::{Engine, Measurement};
 
 const KVM_CREATE_VM: u32 = 0xae01;
 const KVM_GET_VCPU_MMAP_SIZE: u32 = 0xae04;
+const KVM_GET_SUPPORTED_CPUID: u32 = 0xc008_ae05;
 const KVM_CREATE_VCPU: u32 = 0xae41;
 const KVM_SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 const KVM_RUN: u32 = 0xae80;
 const KVM_SET_REGS: u32 = 0x4090_ae82;
+const KVM_SET_CPUID2: u32 = 0x4008_ae90;
 const KVM_GET_SREGS: u32 = 0x8138_ae83;
 const KVM_SET_SREGS: u32 = 0x4138_ae84;
+
+/// More leaves of CPUID than any KVM has.
+const LEAVES: usize = 256;
 
 /// A KVM: the kernel's, or ours.
 trait Kvm {
@@ -91,6 +96,11 @@ impl Engine for Softvmx {
 
     fn check(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// The default processor of KVM has no AVX.
+    fn runs(&self, group: Group) -> bool {
+        !matches!(group, Group::Vmx | Group::Avx)
     }
 
     fn run(&mut self, image: &Image) -> Result<Measurement> {
@@ -233,8 +243,30 @@ impl<'a> Vm<'a> {
             run,
             _ram: ram,
         };
+        machine.set_cpuid()?;
         machine.set_state(image.bits)?;
         Ok(machine)
+    }
+
+    /// The guest may have what the KVM offers.
+    fn set_cpuid(&self) -> Result<()> {
+        #[repr(C)]
+        struct Leaves {
+            head: kvm_cpuid2,
+            entries: [kvm_cpuid_entry2; LEAVES],
+        }
+        let mut leaves = Leaves {
+            head: kvm_cpuid2 {
+                nent: LEAVES as u32,
+                ..kvm_cpuid2::default()
+            },
+            entries: [kvm_cpuid_entry2::default(); LEAVES],
+        };
+        let system = self.fds[2];
+        let at = (&raw mut leaves) as u64;
+        self.kvm.ioctl(system, KVM_GET_SUPPORTED_CPUID, at)?;
+        self.kvm.ioctl(self.vcpu, KVM_SET_CPUID2, at)?;
+        Ok(())
     }
 
     /// The state that the boot sector makes.

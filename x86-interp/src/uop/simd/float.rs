@@ -18,17 +18,18 @@ use crate::uop::{Handler, Uop, bail, host, next};
 use crate::width::Width;
 
 /// MXCSR but for the flags of exceptions that do not occur here.
-const SIGNIFICANT: u32 = 0xffe0;
+pub(super) const SIGNIFICANT: u32 = 0xffe0;
 /// Rounding to nearest, all exceptions masked, no special treatment of denormals, PE set.
-const ROUNDING_NOTED: u32 = 0x1fa0;
+pub(super) const ROUNDING_NOTED: u32 = 0x1fa0;
 
 /// A number of single or double precision.
-trait Real: Copy + PartialOrd {
+pub(super) trait Real: Copy + PartialOrd {
     /// Its bits.
     type Bits: Width;
     fn from_bits(bits: Self::Bits) -> Self;
     fn bits(self) -> Self::Bits;
-    /// Whether it is neither zero, denormal, infinite nor NaN.
+    /// Whether it is neither zero, denormal, infinite nor NaN, nor of the least exponent: a result of
+    /// that may have been tiny before it was rounded.
     fn is_normal(self) -> bool;
     /// Whether it is denormal.
     fn is_denormal(self) -> bool;
@@ -60,7 +61,7 @@ macro_rules! real {
             #[inline(always)]
             fn is_normal(self) -> bool {
                 let exponent = self.to_bits() << 1 >> ($fraction + 1);
-                exponent.wrapping_sub(1) < $exponents
+                exponent.wrapping_sub(2) < $exponents
             }
             #[inline(always)]
             fn is_denormal(self) -> bool {
@@ -109,8 +110,8 @@ macro_rules! real {
         }
     };
 }
-real!(f32, u32, 23, 0xfe);
-real!(f64, u64, 52, 0x7fe);
+real!(f32, u32, 23, 0xfd);
+real!(f64, u64, 52, 0x7fd);
 
 /// An operation that rounds.
 trait Rounding {
@@ -401,7 +402,10 @@ impl<O: Rounding> Packed for Singles<O> {
             let is_small = |v| _mm_cmpeq_epi32(exponent(v), zero);
             let is_denormal = |v| _mm_andnot_si128(is_zero(v), is_small(v));
             let exact = _mm_and_si128(is_zero(result), O::zeros(is_zero(a), is_zero(b)));
-            let tiny = _mm_andnot_si128(exact, is_small(result));
+            // As in `Real::is_normal`.
+            let least = _mm_set1_epi32(0x0100_0000);
+            let tiny = _mm_cmpgt_epi32(least, exponent(result));
+            let tiny = _mm_andnot_si128(exact, tiny);
             let large = _mm_cmpeq_epi32(exponent(result), special);
             let inputs = _mm_or_si128(is_denormal(a), is_denormal(b));
             let bad = _mm_or_si128(_mm_or_si128(tiny, large), inputs);

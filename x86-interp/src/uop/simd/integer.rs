@@ -82,12 +82,15 @@ pub(crate) fn forms(code: Code) -> Option<Forms> {
     Some(Forms { register, ..forms })
 }
 
+/// PMOVMSKB, MOVMSKPS, MOVMSKPD.
+pub(crate) const SIGNS: [Handler; 3] = [signs::<8>, signs::<32>, signs::<64>];
+
 /// Returns the handler of a move of sign bits to a general-purpose register.
 pub(crate) fn mask_of_signs(code: Code) -> Option<Handler> {
     Some(match code {
-        Code::Pmovmskb_r32_xmm | Code::Pmovmskb_r64_xmm => signs::<8>,
-        Code::Movmskps_r32_xmm | Code::Movmskps_r64_xmm => signs::<32>,
-        Code::Movmskpd_r32_xmm | Code::Movmskpd_r64_xmm => signs::<64>,
+        Code::Pmovmskb_r32_xmm | Code::Pmovmskb_r64_xmm => SIGNS[0],
+        Code::Movmskps_r32_xmm | Code::Movmskps_r64_xmm => SIGNS[1],
+        Code::Movmskpd_r32_xmm | Code::Movmskpd_r64_xmm => SIGNS[2],
         _ => return None,
     })
 }

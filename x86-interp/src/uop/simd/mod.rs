@@ -1,4 +1,4 @@
-//! Vector registers: the hot forms of SSE and SSE2.
+//! Vector registers: the hot forms of SSE and SSE2, and ([`vex`]) of AVX, AVX2 and FMA.
 //!
 //! A block holds them only if CR0 and CR4 allow SSE (`CodeMode::has_sse`), so no handler asks. The
 //! register fields of their micro-ops are register numbers. What needs more than the common case
@@ -8,6 +8,7 @@
 pub(crate) mod float;
 pub(crate) mod integer;
 pub(crate) mod moves;
+pub(crate) mod vex;
 
 use core::arch::x86_64::__m128i;
 
@@ -114,5 +115,6 @@ pub(crate) fn handlers() -> Vec<Handler> {
         all.push(forms.register);
         all.extend(forms.memory);
     }
+    all.extend(vex::handlers());
     all
 }
