@@ -71,12 +71,12 @@ fn hot_form(bytes: &[u8]) -> Option<(Code, usize)> {
     emit.hot(candidate).then(|| (iced.code(), iced.len()))
 }
 
-/// A random instruction of this opcode: registers, or memory at an address that is RAM, at times
+/// A random instruction of this opcode (map, fields of the prefix, opcode, register): registers, or memory at an address that is RAM, at times
 /// misaligned or at the end of a page.
-fn instruction(r: &mut Random, map: u8, fields: u8, opcode: u8, is_memory: bool) -> Vec<u8> {
+fn instruction(r: &mut Random, [map, fields, opcode, reg]: [u8; 4], is_memory: bool) -> Vec<u8> {
     let mut code = prefix(map, fields, r.next() as u8 & 7).to_vec();
     code.push(opcode);
-    let reg = (r.below(8) as u8) << 3;
+    let reg = reg << 3;
     if is_memory {
         let indexed = r.one_in(3);
         if indexed {
@@ -287,12 +287,13 @@ fn every_form_agrees_with_its_plain_handler() {
                 if case >= cases() && here.iter().all(is_known) {
                     break;
                 }
-                let vvvv = if case % 2 == 0 {
-                    0x78
-                } else {
-                    (r.below(16) as u8) << 3
+                let vvvv = match r.one_in(2) {
+                    true => 0x78,
+                    false => (r.below(16) as u8) << 3,
                 };
-                let mut code = instruction(&mut r, map, fields | vvvv, opcode, is_memory);
+                // Of a group, the opcode goes on there.
+                let reg = (case & 7) as u8;
+                let mut code = instruction(&mut r, [map, fields | vvvv, opcode, reg], is_memory);
                 let Some((form, length)) = hot_form(&code) else {
                     continue;
                 };
