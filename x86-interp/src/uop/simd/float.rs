@@ -114,7 +114,7 @@ real!(f32, u32, 23, 0xfd);
 real!(f64, u64, 52, 0x7fd);
 
 /// An operation that rounds.
-trait Rounding {
+pub(super) trait Rounding {
     fn apply<F: Real>(a: F, b: F) -> F;
     /// The same of four lanes of single precision.
     fn singles(a: __m128, b: __m128) -> __m128;
@@ -126,7 +126,7 @@ trait Rounding {
 
 macro_rules! rounding {
     ($($name:ident, $method:ident, $singles:ident, |$a:ident, $b:ident| $zero:expr, $zeros:expr;)*) => {$(
-        struct $name;
+        pub(super) struct $name;
         impl Rounding for $name {
             #[inline(always)]
             fn apply<F: Real>(a: F, b: F) -> F {
@@ -160,7 +160,7 @@ rounding! {
 
 /// Whether the operation is one for here.
 #[inline(always)]
-fn is_quiet<O: Rounding, F: Real>(a: F, b: F, result: F) -> bool {
+pub(super) fn is_quiet<O: Rounding, F: Real>(a: F, b: F, result: F) -> bool {
     (result.is_normal() || result.is_zero() && O::may_be_zero(a, b))
         && !a.is_denormal()
         && !b.is_denormal()
@@ -171,7 +171,7 @@ fn is_quiet<O: Rounding, F: Real>(a: F, b: F, result: F) -> bool {
 /// # Safety
 /// As [`get`].
 #[inline(always)]
-unsafe fn lane<F: Real>(cpu: *mut Cpu, number: u8) -> F {
+pub(super) unsafe fn lane<F: Real>(cpu: *mut Cpu, number: u8) -> F {
     // SAFETY: as in `get`.
     unsafe {
         let low = _mm_cvtsi128_si64(get(cpu, number)) as u64;
@@ -261,7 +261,7 @@ scalar!(root<F>, |cpu, op, b| {
 
 /// Whether both are numbers, and not denormal: comparing them raises nothing.
 #[inline(always)]
-fn are_plain<F: Real>(a: F, b: F) -> bool {
+pub(super) fn are_plain<F: Real>(a: F, b: F) -> bool {
     a.partial_cmp(&b).is_some() && !a.is_denormal() && !b.is_denormal()
 }
 

@@ -231,16 +231,21 @@ pub(super) use shapes;
 #[rustfmt::skip]
 pub(super) fn table(mnemonic: Mnemonic, length: u8) -> Option<Forms> {
     use Mnemonic as M;
-    shapes! { mnemonic, length:
-        Add: Vaddps Vaddpd Vaddss Vaddsd;
-        Subtract: Vsubps Vsubpd Vsubss Vsubsd;
-        Multiply: Vmulps Vmulpd Vmulss Vmulsd;
-        Divide: Vdivps Vdivpd Vdivss Vdivsd;
-        Root: Vsqrtps Vsqrtpd Vsqrtss Vsqrtsd;
-        Minimum: Vminps Vminpd Vminss Vminsd;
-        Maximum: Vmaxps Vmaxpd Vmaxss Vmaxsd;
-    }
     Some(match mnemonic {
+        M::Vaddps => packed::<Add<Singles, 0>>(length),
+        M::Vaddpd => packed::<Add<Doubles, 0>>(length),
+        M::Vsubps => packed::<Subtract<Singles, 0>>(length),
+        M::Vsubpd => packed::<Subtract<Doubles, 0>>(length),
+        M::Vmulps => packed::<Multiply<Singles, 0>>(length),
+        M::Vmulpd => packed::<Multiply<Doubles, 0>>(length),
+        M::Vdivps => packed::<Divide<Singles, 0>>(length),
+        M::Vdivpd => packed::<Divide<Doubles, 0>>(length),
+        M::Vsqrtps => packed::<Root<Singles, 0>>(length),
+        M::Vsqrtpd => packed::<Root<Doubles, 0>>(length),
+        M::Vminps => packed::<Minimum<Singles, 0>>(length),
+        M::Vminpd => packed::<Minimum<Doubles, 0>>(length),
+        M::Vmaxps => packed::<Maximum<Singles, 0>>(length),
+        M::Vmaxpd => packed::<Maximum<Doubles, 0>>(length),
         M::Vhaddps => packed::<AddNeighbours<Singles, 0>>(length),
         M::Vhaddpd => packed::<AddNeighbours<Doubles, 0>>(length),
         M::Vcvtps2pd => packed::<SinglesToDoubles>(length),

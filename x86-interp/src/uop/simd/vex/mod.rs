@@ -13,6 +13,7 @@ mod immediate;
 mod integer;
 mod lanes;
 pub(crate) mod moves;
+mod scalar;
 
 use core::arch::x86_64::*;
 
@@ -288,6 +289,7 @@ pub(crate) fn forms_of(mnemonic: Mnemonic, length: u8, has_immediate: bool) -> O
         return immediate::table(mnemonic, length);
     }
     integer::table(mnemonic, length)
+        .or_else(|| scalar::table(mnemonic))
         .or_else(|| float::table(mnemonic, length))
         .or_else(|| fused::table(mnemonic, length))
         .or_else(|| moves::table(mnemonic))
