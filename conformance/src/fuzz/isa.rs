@@ -73,6 +73,9 @@ pub struct Options {
     /// Only forms whose name (iced-x86's `Code`) contains this.
     #[arg(long)]
     pub code: Option<String>,
+    /// Executes by micro-ops, as in a program, what has some; by plain handlers alone otherwise.
+    #[arg(long)]
+    pub translated: bool,
     /// Only code of this kind.
     #[arg(long, value_enum)]
     pub bits: Option<Bits>,
@@ -94,6 +97,7 @@ pub(crate) struct Job {
     bits: Bits,
     seed: u64,
     cases: u64,
+    is_translated: bool,
 }
 
 impl Job {
@@ -145,9 +149,9 @@ pub(crate) struct Sides {
 }
 
 impl Sides {
-    fn new(bits: Bits) -> Self {
+    fn new(bits: Bits, is_translated: bool) -> Self {
         let host = Host::new(bits);
-        let emulated = Emulated::new(bits, host.selectors());
+        let emulated = Emulated::new(bits, host.selectors(), is_translated);
         Self {
             host,
             emulated,
@@ -229,6 +233,7 @@ fn jobs(options: &Options) -> Vec<Job> {
             bits,
             seed: options.seed,
             cases: options.cases,
+            is_translated: options.translated,
         })
         .collect()
 }
@@ -383,9 +388,10 @@ mod tests {
     /// Cases of each form.
     const CASES: u64 = 25;
 
-    fn slice(bits: Bits) {
+    fn slice(bits: Bits, translated: bool) {
         let directory = tempfile::tempdir().unwrap();
         let options = Options {
+            translated,
             seed: 1,
             cases: CASES,
             shard: "1/1".parse().unwrap(),
@@ -413,12 +419,17 @@ mod tests {
     }
 
     #[test]
+    fn sixty_four_bit_forms_agree_by_micro_ops() {
+        slice(Bits::B64, true);
+    }
+
+    #[test]
     fn sixty_four_bit_forms_agree_with_the_host_cpu() {
-        slice(Bits::B64);
+        slice(Bits::B64, false);
     }
 
     #[test]
     fn compatibility_mode_forms_agree_with_the_host_cpu() {
-        slice(Bits::B32);
+        slice(Bits::B32, false);
     }
 }

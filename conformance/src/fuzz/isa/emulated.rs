@@ -9,7 +9,7 @@ use vmx_model::arch::{AccessRights, ArchState, Cr0, Cr4, Efer, Rflags, Segment};
 use x86_interp::bus::{EmptyBus, InstructionClock};
 use x86_interp::cpuid::{CpuidTable, Feature, Profile};
 use x86_interp::mem::phys::{OwnedRam, PhysMap};
-use x86_interp::{Cpu, Fault};
+use x86_interp::{Cpu, Fault, Stop};
 
 /// Physical addresses of the paging structures.
 const PML4: u64 = 0x1000;
@@ -44,11 +44,14 @@ pub(super) struct Emulated {
     code: Arc<OwnedRam>,
     data: Arc<OwnedRam>,
     arch: ArchState,
+    /// Instructions run as parts of blocks.
+    is_translated: bool,
 }
 
 impl Emulated {
-    /// Returns a processor in user mode, with the host's selectors.
-    pub(super) fn new(bits: Bits, selectors: Selectors) -> Self {
+    /// Returns a processor in user mode, with the host's selectors; whether it executes by micro-ops
+    /// what has some.
+    pub(super) fn new(bits: Bits, selectors: Selectors, is_translated: bool) -> Self {
         let phys = PhysMap::new();
         let tables = ram(8);
         let (code, data) = (ram(CODE_BYTES / 4096), ram(DATA_BYTES / 4096));
@@ -69,22 +72,69 @@ impl Emulated {
             code,
             data,
             arch,
+            is_translated,
         }
     }
 
-    /// Executes the instruction by its plain handler; `memory` is before it. Nothing if the
-    /// interpreter does not support it.
+    /// Executes the instruction; `memory` is before it. Nothing if the interpreter does not support
+    /// it.
     pub(super) fn run(&mut self, case: &Case, memory: &[u8]) -> Option<Outcome> {
+        let plain = self.run_plain(case, memory)?;
+        let next = case.state.rip + case.bytes.len() as u64;
+        let is_straight = plain.exception.is_none() && plain.state.rip == next;
+        // Each repetition counts for one.
+        if !self.is_translated || !is_straight || case.instruction.is_string_instruction() {
+            return Some(plain);
+        }
+        Some(self.run_translated(case, memory))
+    }
+
+    /// Executes an instruction that goes on with the next one in a block, with a NOP behind it: a
+    /// single one would be executed by its plain handler. The second time, translations are known.
+    fn run_translated(&mut self, case: &Case, memory: &[u8]) -> Outcome {
+        const NOP: u8 = 0x90;
+        let mut stop = Stop::Budget;
+        for _ in 0..2 {
+            self.prepare(case, memory, &[NOP]);
+            stop = self.cpu.run(2);
+        }
+        let mut state = self.state();
+        state.rip = state.rip.wrapping_sub(1);
+        // The plain handler raised nothing, so this is a difference: a vector that nobody has.
+        let exception = (stop != Stop::Budget).then_some((u8::MAX, 0, 0));
+        Outcome { state, exception }
+    }
+
+    /// Puts the case in place, with `behind` behind the instruction.
+    fn prepare(&mut self, case: &Case, memory: &[u8], behind: &[u8]) {
         let at = (case.state.rip - CODE) as usize;
+        let length = case.bytes.len();
         let code = &mut bytes_of(&self.code)[at..];
         code[..16].fill(0xcc);
-        code[..case.bytes.len()].copy_from_slice(&case.bytes);
+        code[..length].copy_from_slice(&case.bytes);
+        code[length..length + behind.len()].copy_from_slice(behind);
         bytes_of(&self.data).copy_from_slice(memory);
         let cpu = &mut self.cpu;
         cpu.set_general_registers(&case.state.gpr);
         cpu.set_rip(case.state.rip);
         cpu.set_rflags(Rflags::from_bits_retain(case.state.rflags));
         *cpu.fpu_mut() = case.state.fpu.clone();
+    }
+
+    fn state(&self) -> State {
+        let cpu = &self.cpu;
+        State {
+            gpr: cpu.general_registers(),
+            rip: cpu.rip(),
+            rflags: cpu.rflags().bits(),
+            fpu: cpu.fpu().clone(),
+        }
+    }
+
+    /// Executes the instruction by its plain handler.
+    fn run_plain(&mut self, case: &Case, memory: &[u8]) -> Option<Outcome> {
+        self.prepare(case, memory, &[]);
+        let cpu = &mut self.cpu;
         let exception = match cpu.execute_plain() {
             Ok(()) => None,
             Err(Fault::Exception(e)) => Some((e.vector, e.error_code.unwrap_or(0), e.payload)),
@@ -93,12 +143,7 @@ impl Emulated {
                 return None;
             }
         };
-        let state = State {
-            gpr: cpu.general_registers(),
-            rip: cpu.rip(),
-            rflags: cpu.rflags().bits(),
-            fpu: cpu.fpu().clone(),
-        };
+        let state = self.state();
         Some(Outcome { state, exception })
     }
 

@@ -154,7 +154,7 @@ fn work(
     let Some(job) = jobs.get(first) else {
         return Ok(());
     };
-    let mut sides = super::Sides::new(job.bits);
+    let mut sides = super::Sides::new(job.bits, job.is_translated);
     for (n, job) in jobs.iter().enumerate().skip(first) {
         let begin = if n == first { first_case } else { 0 };
         let result = run_form(&mut sides, job, begin, |case| {
