@@ -9,7 +9,6 @@ use vmx_model::capability::VmxProfile;
 use vmx_model::processor::LogicalProcessor;
 use vmx_model::registry::{CpuId, VmcsRegistry};
 use x86_interp::bus::{EmptyBus, InstructionClock};
-use x86_interp::cpuid::Profile;
 use x86_interp::mem::phys::{OwnedRam, PhysMap};
 use x86_interp::vmx::RootSoftware;
 use x86_interp::{Cpu, Stop};
@@ -33,7 +32,6 @@ pub fn processor(image: &Image) -> Result<Cpu> {
         Box::new(EmptyBus),
         Box::new(InstructionClock::default()),
     );
-    cpu.set_cpuid(Profile::X86_64_V3.table());
     let profile = Arc::new(VmxProfile::emulator_default());
     let processor = LogicalProcessor::new(CpuId(0), profile, VmcsRegistry::new());
     cpu.attach_processor(Box::new(processor), RootSoftware::Guest);

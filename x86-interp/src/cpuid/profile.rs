@@ -91,9 +91,7 @@ const BESIDE_V4: &[Feature] = &[
 ];
 
 impl Profile {
-    /// The default: x86-64-v3 and the instruction sets that its processors have beside it, but for
-    /// AVX. Software that finds AVX uses it for every string and copy, and this crate executes it
-    /// by plain handlers, where SSE2 has micro-ops.
+    /// The default: x86-64-v3 and the instruction sets that its processors have beside it.
     pub const DEFAULT: Self = Self::server(
         "default",
         &[
@@ -101,6 +99,7 @@ impl Profile {
             X86_64,
             V2,
             V3_INTEGER,
+            V3_VECTOR,
             CRYPTOGRAPHY,
             COMMON_SYSTEM,
             SYSTEM,

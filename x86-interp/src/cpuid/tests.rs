@@ -153,7 +153,7 @@ fn instructions_need_their_features() {
         (Code::Invept_r64_m128, true, false),
         (Code::Fxsave_m512byte, true, true),
         (Code::Pcmpistri_xmm_xmmm128_imm8, true, false),
-        (Code::VEX_Vaddps_ymm_ymm_ymmm256, false, false),
+        (Code::VEX_Vaddps_ymm_ymm_ymmm256, true, false),
         (Code::EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er, false, false),
         (Code::Vmrunq, false, false),
         (Code::Rdsspd_r32, true, true),

@@ -98,11 +98,6 @@ impl Engine for Softvmx {
         Ok(())
     }
 
-    /// The default processor of KVM has no AVX.
-    fn runs(&self, group: Group) -> bool {
-        !matches!(group, Group::Vmx | Group::Avx)
-    }
-
     fn run(&mut self, image: &Image) -> Result<Measurement> {
         Vm::new(&Ours, image)?.run()
     }
