@@ -44,7 +44,7 @@ fn a_long_loop_needs_no_stack() {
 mod disassembly {
     use std::collections::HashSet;
 
-    use iced_x86::{Decoder, DecoderOptions, FlowControl};
+    use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic};
 
     use crate::uop::{Handler, alu, branch, moves, plain, stack};
 
@@ -117,11 +117,18 @@ mod disassembly {
         let mut open = vec![entry];
         while let Some(start) = open.pop() {
             let mut at = start;
+            let mut is_behind_call = false;
             while seen.insert(at) {
                 // SAFETY: control flow reaches `at`, so an instruction lies there; what follows it
                 // in the text section is mapped as well.
                 let bytes = unsafe { std::slice::from_raw_parts(at as *const u8, 15) };
                 let i = Decoder::with_ip(64, bytes, at, DecoderOptions::NONE).decode();
+                // A call that does not return ends a function, and the next one saves registers first,
+                // which no code behind a call does.
+                if is_behind_call && i.mnemonic() == Mnemonic::Push {
+                    break;
+                }
+                is_behind_call = i.is_call_near() || i.is_call_near_indirect();
                 match i.flow_control() {
                     // Through the global offset table: the target is fixed.
                     FlowControl::IndirectCall if i.is_ip_rel_memory_operand() => {}
