@@ -141,8 +141,8 @@ const NARROWEST_FIRST: &[&str] = &[
     "minimal",
     "x86-64-v1",
     "x86-64-v2",
-    "default",
     "x86-64-v3",
+    "default",
     "x86-64-v4",
     "everything",
 ];
