@@ -118,16 +118,18 @@ mod disassembly {
         while let Some(start) = open.pop() {
             let mut at = start;
             let mut is_behind_call = false;
-            while seen.insert(at) {
+            while !seen.contains(&at) {
                 // SAFETY: control flow reaches `at`, so an instruction lies there; what follows it
                 // in the text section is mapped as well.
                 let bytes = unsafe { std::slice::from_raw_parts(at as *const u8, 15) };
                 let i = Decoder::with_ip(64, bytes, at, DecoderOptions::NONE).decode();
-                // A call that does not return ends a function, and the next one saves registers first,
-                // which no code behind a call does.
-                if is_behind_call && i.mnemonic() == Mnemonic::Push {
+                // A call that does not return ends a function; the next one begins at a multiple of
+                // 16 and saves registers first, which no code behind a call does. It is not
+                // reached from here.
+                if is_behind_call && at % 16 == 0 && i.mnemonic() == Mnemonic::Push {
                     break;
                 }
+                seen.insert(at);
                 is_behind_call = i.is_call_near() || i.is_call_near_indirect();
                 match i.flow_control() {
                     // Through the global offset table: the target is fixed.
