@@ -20,7 +20,7 @@ use super::moves::{self, detail};
 use super::operand::{BASE, FLAT32, INDEXED, SPARE};
 use super::{Handler, Link, Slot, Uop, branch, stack};
 use crate::block::CodeMode;
-use crate::insn::{Encoding, Insn, MemoryOperand, RegisterOffset, ZERO_REGISTER};
+use crate::insn::{Encoding, Insn, MemoryOperand, Operand, RegisterOffset, ZERO_REGISTER};
 
 pub(crate) use flags::dead_flags;
 
@@ -445,5 +445,18 @@ impl Emit<'_> {
         };
         self.with_memory(moves::MOV_RM[memory.kind][size], &memory, fields);
         Some(())
+    }
+
+    /// Returns the register that holds an operand that is read: its own, or the spare one, into
+    /// which memory is loaded first.
+    fn source(&mut self, c: Candidate<'_>, operand: usize, size: usize) -> Option<u8> {
+        match c.insn.operands[operand] {
+            Operand::Register(number) => Some(number),
+            Operand::Memory => {
+                self.load(c, size)?;
+                Some(SPARE)
+            }
+            _ => None,
+        }
     }
 }

@@ -161,14 +161,7 @@ impl Emit<'_> {
             return None;
         }
         let size = size_of_operand(c.iced, 0)?;
-        let src = match c.insn.operands[0] {
-            Operand::Register(src) => src,
-            Operand::Memory => {
-                self.load(c, size)?;
-                SPARE
-            }
-            _ => return None,
-        };
+        let src = self.source(c, 0, size)?;
         let disp = self.next_rip();
         self.by_stack(
             c,

@@ -2,7 +2,7 @@
 
 use super::{Candidate, Emit, Fields, Memory, Use, condition, size_of_operand, small};
 use crate::insn::{Operand, ZERO_REGISTER};
-use crate::uop::operand::{BASE, FLAT32, INDEXED, SPARE};
+use crate::uop::operand::{BASE, FLAT32, INDEXED};
 use crate::uop::{alu, moves};
 
 impl Emit<'_> {
@@ -245,14 +245,7 @@ impl Emit<'_> {
         let Operand::Register(dst) = c.insn.operands[0] else {
             return None;
         };
-        let src = match c.insn.operands[1] {
-            Operand::Register(src) => src,
-            Operand::Memory => {
-                self.load(c, size)?;
-                SPARE
-            }
-            _ => return None,
-        };
+        let src = self.source(c, 1, size)?;
         if let Operand::Immediate(value) = c.insn.operands[2] {
             let imm = small(value, size)?;
             let fields = Fields {
@@ -296,14 +289,7 @@ impl Emit<'_> {
             return None;
         };
         let table = moves::CMOVCC.get(size.checked_sub(2)?)?;
-        let src = match c.insn.operands[1] {
-            Operand::Register(src) => src,
-            Operand::Memory => {
-                self.load(c, size)?;
-                SPARE
-            }
-            _ => return None,
-        };
+        let src = self.source(c, 1, size)?;
         self.with(
             table[condition(c.iced)?],
             Fields {
