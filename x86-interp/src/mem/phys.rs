@@ -5,7 +5,8 @@
 //! An address that lies in no region belongs to the [`crate::bus::Bus`].
 #![expect(unsafe_code, reason = "guest RAM is host memory behind raw pointers")]
 
-use std::alloc::Layout;
+mod owned;
+
 use std::any::Any;
 use std::cell::Cell;
 use std::ptr::NonNull;
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 use vmx_model::addr::Hpa;
 use vmx_model::memory::PhysicalMemory;
 
+pub use self::owned::OwnedRam;
 use super::code::{CodePage, CodeTable};
 use super::guard;
 
@@ -22,63 +24,6 @@ const PAGE: u64 = 4096;
 
 /// From how many bytes on a read is worth a string instruction.
 const BULK: usize = 128;
-
-/// Zeroed, page-aligned host memory that this crate owns.
-#[derive(Debug)]
-pub struct OwnedRam {
-    /// The first page boundary in the allocation.
-    pointer: NonNull<u8>,
-    bytes: usize,
-    /// The allocation, one page larger: the allocator clears what it must align, and takes
-    /// untouched pages from the system for what it need not.
-    allocation: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: the memory is plain bytes without thread affinity; all accesses through `PhysMap` are
-// volatile or atomic.
-unsafe impl Send for OwnedRam {}
-// SAFETY: as above.
-unsafe impl Sync for OwnedRam {}
-
-impl OwnedRam {
-    /// Allocates `pages` pages of 4 KiB; `None` if `pages` is 0, too large, or memory is short.
-    #[must_use]
-    pub fn new(pages: usize) -> Option<Self> {
-        let bytes = pages.checked_mul(PAGE as usize).filter(|&b| b != 0)?;
-        let layout = Layout::from_size_align(bytes.checked_add(PAGE as usize)?, 1).ok()?;
-        // SAFETY: the layout has a non-zero size.
-        let allocation = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
-        let past = allocation.addr().get() % PAGE as usize;
-        // SAFETY: at most one page further, and that page is more than `bytes`.
-        let pointer = unsafe { allocation.add((PAGE as usize - past) % PAGE as usize) };
-        Some(Self {
-            pointer,
-            bytes,
-            allocation,
-            layout,
-        })
-    }
-
-    /// Returns the address of the first byte.
-    #[must_use]
-    pub fn as_ptr(&self) -> NonNull<u8> {
-        self.pointer
-    }
-
-    /// Returns the size in bytes.
-    #[must_use]
-    pub fn len_bytes(&self) -> usize {
-        self.bytes
-    }
-}
-
-impl Drop for OwnedRam {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this layout.
-        unsafe { std::alloc::dealloc(self.allocation.as_ptr(), self.layout) }
-    }
-}
 
 /// Whether the processor may write a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
