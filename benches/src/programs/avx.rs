@@ -3,6 +3,7 @@
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
+use super::sse::{self, PICTURE, blended, emit_pictures, pictures};
 use super::{Bits, Group, Program};
 
 const fn avx(
@@ -40,7 +41,7 @@ pub(super) const MANDEL: Program = avx(
     "points of the Mandelbrot set in scalar double precision with VEX prefixes",
     2000,
     emit_mandel,
-    super::sse::mandel,
+    sse::mandel,
 );
 
 fn emit_mandel(a: &mut CodeAssembler) -> Result<(), IcedError> {
@@ -60,7 +61,7 @@ fn emit_mandel(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.vaddsd(xmm2, xmm2, xmm8)?;
     a.vxorpd(xmm0, xmm0, xmm0)?;
     a.vxorpd(xmm1, xmm1, xmm1)?;
-    a.mov(ecx, super::sse::STEPS)?;
+    a.mov(ecx, sse::STEPS)?;
     a.set_label(&mut step)?;
     a.vmulsd(xmm4, xmm0, xmm0)?;
     a.vmulsd(xmm5, xmm1, xmm1)?;
@@ -214,22 +215,10 @@ pub(super) const BLEND: Program = avx(
     blend,
 );
 
-/// Bytes of a picture.
-const PICTURE: i32 = 16 << 10;
-
 fn emit_blend(a: &mut CodeAssembler) -> Result<(), IcedError> {
-    let mut fill = a.create_label();
     let mut outer = a.create_label();
     let mut pixel = a.create_label();
-    a.xor(ecx, ecx)?;
-    a.set_label(&mut fill)?;
-    a.imul_3(eax, ecx, 37)?;
-    a.mov(byte_ptr(rsi + rcx), al)?;
-    a.imul_3(eax, ecx, 101)?;
-    a.mov(byte_ptr(rsi + rcx + PICTURE), al)?;
-    a.inc(ecx)?;
-    a.cmp(ecx, PICTURE)?;
-    a.jb(fill)?;
+    emit_pictures(a)?;
     a.vpxor(xmm7, xmm7, xmm7)?;
     a.mov(eax, 0x00c0_00c0)?;
     a.vmovd(xmm6, eax)?;
@@ -265,8 +254,7 @@ fn emit_blend(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 fn blend(iterations: u32, _: u64) -> u64 {
-    let make = |factor: i32| -> Vec<u8> { (0..PICTURE).map(|n| (n * factor) as u8).collect() };
-    let (mut to, from) = (make(37), make(101));
+    let [mut to, from] = pictures();
     let word = |bytes: &[u8]| {
         bytes
             .iter()
@@ -276,7 +264,7 @@ fn blend(iterations: u32, _: u64) -> u64 {
     let mut sum = 0_u64;
     for _ in 0..iterations {
         for (to, &from) in to.iter_mut().zip(&from) {
-            *to = (((u32::from(*to) * 0xc0) >> 8) as u8).saturating_add(from);
+            *to = blended(*to, from);
         }
         for pixels in to.chunks(32) {
             sum = sum.wrapping_add(word(&pixels[..8]) ^ word(&pixels[16..24]));

@@ -210,12 +210,11 @@ pub(super) const BLEND: Program = sse(
 );
 
 /// Bytes of a picture.
-const PICTURE: i32 = 16 << 10;
+pub(super) const PICTURE: i32 = 16 << 10;
 
-fn emit_blend(a: &mut CodeAssembler) -> Result<(), IcedError> {
+/// Draws two pictures, one behind the other.
+pub(super) fn emit_pictures(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let mut fill = a.create_label();
-    let mut outer = a.create_label();
-    let mut pixel = a.create_label();
     a.xor(ecx, ecx)?;
     a.set_label(&mut fill)?;
     a.imul_3(eax, ecx, 37)?;
@@ -224,7 +223,23 @@ fn emit_blend(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(byte_ptr(rsi + rcx + PICTURE), al)?;
     a.inc(ecx)?;
     a.cmp(ecx, PICTURE)?;
-    a.jb(fill)?;
+    a.jb(fill)
+}
+
+/// The two pictures.
+pub(super) fn pictures() -> [Vec<u8>; 2] {
+    [37, 101].map(|factor| (0..PICTURE).map(|n| (n * factor) as u8).collect())
+}
+
+/// A pixel of the blended picture.
+pub(super) fn blended(to: u8, from: u8) -> u8 {
+    (((u32::from(to) * 0xc0) >> 8) as u8).saturating_add(from)
+}
+
+fn emit_blend(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut outer = a.create_label();
+    let mut pixel = a.create_label();
+    emit_pictures(a)?;
     a.pxor(xmm7, xmm7)?;
     a.mov(eax, 0x00c0_00c0)?;
     a.movd(xmm6, eax)?;
@@ -261,8 +276,7 @@ fn emit_blend(a: &mut CodeAssembler) -> Result<(), IcedError> {
 }
 
 fn blend(iterations: u32, _: u64) -> u64 {
-    let make = |factor: i32| -> Vec<u8> { (0..PICTURE).map(|n| (n * factor) as u8).collect() };
-    let (mut to, from) = (make(37), make(101));
+    let [mut to, from] = pictures();
     let mut sum = 0_u64;
     for _ in 0..iterations {
         for (to, from) in to.chunks_mut(16).zip(from.chunks(16)) {
@@ -270,7 +284,7 @@ fn blend(iterations: u32, _: u64) -> u64 {
             let mut mask = 0;
             for (n, (to, &from)) in pairs {
                 mask |= u64::from(*to == from) << n;
-                *to = (((u32::from(*to) * 0xc0) >> 8) as u8).saturating_add(from);
+                *to = blended(*to, from);
             }
             sum = sum.wrapping_add(mask);
             let low = to[..8].iter().rev();
