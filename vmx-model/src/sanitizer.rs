@@ -7,6 +7,8 @@
 //! it about accesses to memory and about the TLB where that is known. It keeps its own account of
 //! regions, from transitions only.
 
+mod accesses;
+mod entry;
 mod exit_information;
 mod item;
 mod structures;
@@ -16,32 +18,22 @@ pub use item::Item;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use self::structures::{Structure, WrittenBy};
+use self::structures::Structure;
 use crate::addr::Hpa;
-use crate::arch::{ArchState, SegmentRegister};
 use crate::capability::VmxCapabilities;
 use crate::error;
 use crate::field::Field;
 use crate::observer::{
-    AccessKind, Completion, MemoryAccess, Observer, Operation, StaleTranslation, Transition,
+    Completion, MemoryAccess, Observer, Operation, StaleTranslation, Transition,
 };
 use crate::outcome::VmxOutcome;
 use crate::registry::CpuId;
-use crate::vmcs::Vmcs;
 
 /// How many transitions a report shows.
 const HISTORY: usize = 16;
 
 /// How many reports are kept until they are taken.
 const REPORTS: usize = 4096;
-
-/// The host-state fields that belong to one processor.
-const HOST_STATE: [Field; 4] = [
-    Field::HOST_FS_BASE,
-    Field::HOST_GS_BASE,
-    Field::HOST_TR_BASE,
-    Field::HOST_GDTR_BASE,
-];
 
 /// A transition, as reports show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -373,7 +365,7 @@ impl State {
     }
 
     fn vmwrite(&mut self, t: &Transition<'_>, encoding: u64) {
-        let is_host_state = HOST_STATE
+        let is_host_state = entry::HOST_STATE
             .iter()
             .any(|field| u64::from(field.encoding()) == encoding);
         if let (true, Some(pointer)) = (is_host_state, t.vmcs) {
@@ -421,82 +413,6 @@ impl State {
         }
     }
 
-    /// What VM entry uses, once the controls and the host state were accepted.
-    fn entry(&mut self, t: &Transition<'_>) {
-        let has_entered = t.completion == Completion::Entered;
-        let is_used = has_entered || matches!(t.completion, Completion::EntryFailed(_));
-        let (Some(pointer), Some(vmcs), true) = (t.vmcs, t.values, is_used) else {
-            return;
-        };
-        let structures = structures::of(vmcs, pointer);
-        self.judge_overlap(t.cpu, pointer, &structures);
-        self.judge_msr_lists(t.cpu, pointer, vmcs);
-        self.judge_link_pointer(t.cpu, pointer, vmcs);
-        if let Some(host) = t.host {
-            self.judge_host_state(t.cpu, pointer, vmcs, host);
-        }
-        self.region(pointer).last_entered_on = Some(t.cpu);
-        if has_entered {
-            self.cpu(t.cpu).in_use = structures;
-        }
-    }
-
-    fn judge_overlap(&mut self, cpu: CpuId, pointer: Hpa, structures: &[Structure]) {
-        if let Some((one, other)) = structures::harmful_overlap(structures) {
-            let detail = format!(
-                "the {} at {:#x} overlaps the {} at {:#x}",
-                one.name, one.start, other.name, other.start
-            );
-            self.report(Item::Overlap, cpu, Some(pointer), detail);
-        }
-    }
-
-    fn judge_msr_lists(&mut self, cpu: CpuId, pointer: Hpa, vmcs: &Vmcs) {
-        let longest = u64::from(self.capabilities.msr_list_max());
-        for (name, _, count, _) in structures::MSR_LISTS {
-            let count = vmcs.get(*count);
-            if count > longest {
-                let detail = format!("the {name} has {count} entries, more than {longest}");
-                self.report(Item::MsrListTooLong, cpu, Some(pointer), detail);
-            }
-        }
-    }
-
-    fn judge_link_pointer(&mut self, cpu: CpuId, pointer: Hpa, vmcs: &Vmcs) {
-        let link = Hpa(vmcs.get(Field::VMCS_LINK_POINTER));
-        let is_active = self
-            .regions
-            .get(&link)
-            .is_some_and(|region| !region.active_on.is_empty());
-        if is_active {
-            let detail = format!("the link pointer {link:#x} names an active VMCS");
-            self.report(Item::ShadowLinkLaunched, cpu, Some(pointer), detail);
-        }
-    }
-
-    fn judge_host_state(&mut self, cpu: CpuId, pointer: Hpa, vmcs: &Vmcs, host: &ArchState) {
-        let region = self.region(pointer);
-        if region.last_entered_on.is_none_or(|last| last == cpu) {
-            return;
-        }
-        let on_this_cpu = [
-            host.segment(SegmentRegister::Fs).base,
-            host.segment(SegmentRegister::Gs).base,
-            host.segment(SegmentRegister::Tr).base,
-            host.gdtr.base,
-        ];
-        let stale = HOST_STATE.iter().zip(on_this_cpu).find(|(field, value)| {
-            !region.written_host_state.contains(&field.encoding()) && vmcs.get(**field) != *value
-        });
-        if let Some((field, value)) = stale {
-            let detail = format!(
-                "{field} is {:#x}, but {value:#x} on this processor",
-                vmcs.get(*field)
-            );
-            self.report(Item::HostStateStale, cpu, Some(pointer), detail);
-        }
-    }
-
     fn exit(&mut self, t: &Transition<'_>) {
         self.cpu(t.cpu).in_use.clear();
         if let (Completion::Aborted(_), Some(pointer)) = (t.completion, t.vmcs) {
@@ -509,102 +425,5 @@ impl State {
             region.active_on.remove(&cpu);
         }
         *self.cpu(cpu) = Cpu::default();
-    }
-
-    fn memory_access(&mut self, access: &MemoryAccess) {
-        if access.length_bytes == 0 {
-            return;
-        }
-        let last = access.address.offset(access.length_bytes - 1).page();
-        for page in [access.address.page(), last] {
-            self.judge_region_access(access, page);
-            if page == last {
-                break;
-            }
-        }
-        self.judge_structure_access(access);
-    }
-
-    /// Judges the part of an access that lies in the page at `page`.
-    fn judge_region_access(&mut self, access: &MemoryAccess, page: Hpa) {
-        let is_vmxon_region = self
-            .cpus
-            .values()
-            .any(|cpu| cpu.vmxon_pointer == Some(page));
-        let Some(region) = self.regions.get(&page) else {
-            if is_vmxon_region {
-                self.report_access(Item::MemoryAccessActive, access, page);
-            }
-            return;
-        };
-        let first = access.address.0.saturating_sub(page.0);
-        let is_abort_indicator =
-            access.address.0 >= page.0 && first == 4 && access.length_bytes <= 4;
-        let is_excused = region.is_aborted && is_abort_indicator;
-        let is_active = !region.active_on.is_empty() || is_vmxon_region;
-        if !is_active || is_excused {
-            return;
-        }
-        let item = match access.kind {
-            AccessKind::Read => Item::MemoryAccessActive,
-            _ if first < 4 => Item::WriteRevisionActive,
-            _ => Item::MemoryAccessActive,
-        };
-        self.report_access(item, access, page);
-    }
-
-    fn report_access(&mut self, item: Item, access: &MemoryAccess, region: Hpa) {
-        let detail = format!(
-            "{:?} of {} bytes at {:#x}",
-            access.kind, access.length_bytes, access.address
-        );
-        self.report(item, access.cpu, Some(region), detail);
-    }
-
-    /// Judges a write by one processor to what another uses in VMX non-root operation.
-    fn judge_structure_access(&mut self, access: &MemoryAccess) {
-        let is_modified = |structure: &&Structure| {
-            let is_allowed = match (structure.written_by, access.kind) {
-                (_, AccessKind::Read) => true,
-                (WrittenBy::ProcessorAndLocked, AccessKind::LockedWrite) => true,
-                (WrittenBy::Nobody, _) => !structure.name.contains("MSR-load"),
-                _ => false,
-            };
-            !is_allowed && structure.overlaps(access.address, access.length_bytes)
-        };
-        let others = self.cpus.iter().filter(|(cpu, _)| **cpu != access.cpu);
-        // A write to the region itself is judged as an access to an active region.
-        let mut modified = others.filter_map(|(cpu, other)| {
-            let named = other.in_use.iter().skip(1);
-            named
-                .clone()
-                .find(is_modified)
-                .map(|s| (*cpu, other.current, *s))
-        });
-        if let Some((owner, vmcs, structure)) = modified.next() {
-            let detail = format!(
-                "{:?} to the {} that processor {} uses",
-                access.kind, structure.name, owner.0
-            );
-            self.report(Item::ReferencedMemoryModified, access.cpu, vmcs, detail);
-        }
-    }
-
-    fn memory_freed(&mut self, cpu: CpuId, page: Hpa) {
-        let Some(region) = self.regions.remove(&page) else {
-            return;
-        };
-        if !region.active_on.is_empty() {
-            let detail = "the VMCS is active".to_owned();
-            self.report(Item::VmcsFreed, cpu, Some(page), detail);
-        }
-    }
-
-    fn memory_type(&mut self, cpu: CpuId, page: Hpa, memory_type: u8) {
-        let wanted = self.capabilities.region_memory_type();
-        if memory_type != wanted {
-            let detail = format!("memory type {memory_type}, not {wanted}");
-            self.report(Item::RegionMemtype, cpu, Some(page), detail);
-        }
     }
 }

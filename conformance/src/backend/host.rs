@@ -4,10 +4,17 @@
 //! mean. [`HostKernel`] is `/dev/kvm`. The emulator's descriptors are real ones too, so both kernels
 //! share everything else, and a case that passes on one has asked the very same of the other.
 //!
-//! Unsafe code of this crate is here and in `elsewhere`. The obligations: an address handed to an ioctl is that
-//! of a buffer or a mapping that outlives the call and is as large as the request says (the buffer
-//! is padded to [`LARGEST_STRUCT`]); an access to a mapping is checked against its length.
-#![expect(unsafe_code, reason = "system calls: ioctl, mmap, timers")]
+//! Unsafe code of the backends is here, in the two modules below and in `elsewhere`. The obligations:
+//! an address handed to an ioctl is that of a buffer or a mapping that outlives the call and is as
+//! large as the request says (the buffer is padded to [`LARGEST_STRUCT`]).
+#![expect(unsafe_code, reason = "system calls: open, ioctl, close")]
+
+mod area;
+mod watchdog;
+
+pub(super) use self::area::Area;
+pub(super) use self::watchdog::Watchdog;
+use self::watchdog::catch_alarms;
 
 use super::{
     Argument, Backend, Bytes, Call, DescriptorCall, Errno, Handle, Mapping, Memory, Outcome, Reply,
@@ -77,94 +84,6 @@ pub(super) fn checked(result: i64) -> Outcome {
         Err(last_errno())
     } else {
         Ok(result)
-    }
-}
-
-/// A mapping that is unmapped when dropped.
-#[derive(Debug)]
-pub(super) struct Area {
-    address: *mut u8,
-    length: usize,
-    /// Bytes mapped without access on either side.
-    guard: usize,
-}
-
-impl Area {
-    fn new(length: usize, protection: i32, flags: i32, fd: RawFd, at: i64) -> Result<Area, Errno> {
-        // SAFETY: a new mapping at an address of the kernel's choice replaces nothing.
-        let address =
-            unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, fd, at) };
-        if address == libc::MAP_FAILED {
-            return Err(last_errno());
-        }
-        Ok(Area {
-            address: address.cast(),
-            length,
-            guard: 0,
-        })
-    }
-
-    /// Memory between two pages that nobody may touch: what goes beyond it is found out.
-    pub(super) fn anonymous(length: usize) -> Result<Area, Errno> {
-        const GUARD: usize = 4096;
-        let pages = length.checked_next_multiple_of(4096).filter(|&l| l != 0);
-        let whole = pages.and_then(|pages| pages.checked_add(2 * GUARD));
-        let (pages, whole) = pages.zip(whole).ok_or(Errno(libc::EINVAL))?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        let mut area = Area::new(whole, libc::PROT_NONE, flags, -1, 0)?;
-        let address = area.address.wrapping_add(GUARD);
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: inside the mapping that was made just now.
-        if unsafe { libc::mprotect(address.cast(), pages, access) } != 0 {
-            return Err(last_errno());
-        }
-        (area.address, area.length, area.guard) = (address, length, GUARD);
-        Ok(area)
-    }
-
-    /// The address of `length` bytes at an offset.
-    pub(super) fn at(&self, offset: u64, length: usize) -> Result<*mut u8, Errno> {
-        let offset = usize::try_from(offset).map_err(|_| Errno(libc::EFAULT))?;
-        match offset.checked_add(length) {
-            Some(end) if end <= self.length => Ok(self.address.wrapping_add(offset)),
-            _ => Err(Errno(libc::EFAULT)),
-        }
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), Errno> {
-        let from = self.at(offset, into.len())?;
-        for (i, byte) in into.iter_mut().enumerate() {
-            // SAFETY: in bounds by `at`; volatile because a vCPU may write at the same time.
-            *byte = unsafe { from.wrapping_add(i).read_volatile() };
-        }
-        Ok(())
-    }
-
-    /// The address behind the last byte.
-    pub(super) fn end(&mut self) -> *mut u8 {
-        self.address.wrapping_add(self.length)
-    }
-
-    fn write(&self, offset: u64, from: &[u8]) -> Result<(), Errno> {
-        let into = self.at(offset, from.len())?;
-        for (i, byte) in from.iter().enumerate() {
-            // SAFETY: in bounds by `at`; volatile because a vCPU may read at the same time.
-            unsafe { into.wrapping_add(i).write_volatile(*byte) };
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Area {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is ours and nothing points into it any more but VMs of the case.
-        unsafe {
-            let begin = self.address.wrapping_sub(self.guard);
-            libc::munmap(
-                begin.cast(),
-                self.length.next_multiple_of(4096) + 2 * self.guard,
-            );
-        }
     }
 }
 
@@ -543,60 +462,9 @@ impl<K: Kernel> Backend for SystemBackend<K> {
     }
 }
 
-extern "C" fn ignore(_signal: libc::c_int) {}
-
-/// SIGALRM interrupts system calls and does nothing else.
-fn catch_alarms() {
-    let handler = ignore as extern "C" fn(libc::c_int);
-    // SAFETY: the handler does nothing; the mask is empty; no SA_RESTART, so that KVM_RUN ends.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as libc::sighandler_t;
-        libc::sigaction(libc::SIGALRM, &action, std::ptr::null_mut());
-    }
-}
-
-/// Sends SIGALRM to its thread after a time, and then every 20 ms, until dropped.
-pub(super) struct Watchdog(libc::timer_t);
-
-impl Watchdog {
-    pub(super) fn start(limit: Duration) -> Watchdog {
-        let mut timer = std::ptr::null_mut();
-        // SAFETY: the event and the times are plain structs of ours; the timer is deleted on drop.
-        unsafe {
-            let mut event: libc::sigevent = std::mem::zeroed();
-            event.sigev_notify = libc::SIGEV_THREAD_ID;
-            event.sigev_signo = libc::SIGALRM;
-            event.sigev_notify_thread_id = libc::gettid();
-            libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer);
-            let mut time: libc::itimerspec = std::mem::zeroed();
-            time.it_value.tv_sec = limit.as_secs() as i64;
-            time.it_value.tv_nsec = limit.subsec_nanos().into();
-            time.it_interval.tv_nsec = 20_000_000;
-            libc::timer_settime(timer, 0, &time, std::ptr::null_mut());
-        }
-        Watchdog(timer)
-    }
-}
-
-impl Drop for Watchdog {
-    fn drop(&mut self) {
-        // SAFETY: made by `start`.
-        unsafe { libc::timer_delete(self.0) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mapping_is_not_accessed_outside() {
-        let area = Area::anonymous(4096).expect("one page");
-        assert_eq!(area.write(4090, &[1; 6]), Ok(()));
-        assert_eq!(area.write(4090, &[1; 7]), Err(Errno(libc::EFAULT)));
-        assert_eq!(area.read(u64::MAX, &mut [0]), Err(Errno(libc::EFAULT)));
-    }
 
     #[test]
     fn an_unknown_handle_is_a_bad_descriptor() {

@@ -5,20 +5,23 @@
 //! "Information for VM Exits Due to Instruction Execution". The expected words are written by
 //! hand, bit for bit, from the tables of these sections.
 
+mod case;
+
 use std::collections::BTreeSet;
 
 use iced_x86::code_asm::*;
 use vmx_model::controls::{
     ExitControls as X, PinControls as N, ProcControls as P, Scope, SecondaryControls as S,
 };
-use vmx_model::exit_reason::{ENTRY_FAILURE, ExitReason};
+use vmx_model::exit_reason::ExitReason;
 use vmx_model::field::Field;
 use vmx_model::sample::Guest;
 use vmx_model::vmcs::Vmcs;
 use x86_interp::Cpu;
 use x86_interp::cpuid::Profile;
 
-use crate::host::{Code, Host, at, exit, or, pin, proc, secondary};
+use self::case::{Case, case};
+use crate::host::{Host, at, exit, or, pin, proc, secondary};
 
 const RAX: usize = 0;
 const RCX: usize = 1;
@@ -30,116 +33,6 @@ const RSI: usize = 6;
 const AT_RBX: u64 = 2 << 7 | 3 << 15 | 1 << 22 | 3 << 23;
 /// Instruction information: the operand is a register.
 const REGISTER: u64 = 1 << 10;
-
-/// A guest and the VM exit that it comes to.
-struct Case {
-    reason: ExitReason,
-    name: &'static str,
-    guest: Guest,
-    vmcs: fn(&mut Vmcs),
-    prepare: fn(&mut Host),
-    events: fn(&mut Cpu),
-    code: Code,
-    registers: &'static [(usize, u64)],
-    /// Guest RIP less the address of the code.
-    rip: u64,
-    qualification: u64,
-    length: Option<u64>,
-    information: Option<u64>,
-    /// The VM-exit interruption information.
-    event: Option<u64>,
-    /// What else a field holds.
-    field: Option<(Field, u64)>,
-}
-
-fn case(reason: ExitReason, name: &'static str, code: Code) -> Case {
-    Case {
-        reason,
-        name,
-        guest: Guest::Long,
-        vmcs: |_| {},
-        prepare: |_| {},
-        events: |_| {},
-        code,
-        registers: &[],
-        rip: 0,
-        qualification: 0,
-        length: None,
-        information: None,
-        event: None,
-        field: None,
-    }
-}
-
-impl Case {
-    /// The instruction that exits is this long and has this information.
-    fn informed(self, length: u64, information: u64) -> Self {
-        Self {
-            information: Some(information),
-            ..self.long(length)
-        }
-    }
-
-    fn long(self, length: u64) -> Self {
-        Self {
-            length: Some(length),
-            ..self
-        }
-    }
-
-    fn qualified(self, qualification: u64) -> Self {
-        Self {
-            qualification,
-            ..self
-        }
-    }
-
-    fn with(self, vmcs: fn(&mut Vmcs)) -> Self {
-        Self { vmcs, ..self }
-    }
-
-    /// Runs the guest; returns what is not as wanted.
-    fn run(&self) -> Vec<String> {
-        let mut host = Host::new(self.guest, self.vmcs, self.code);
-        let mut registers = [0; 16];
-        registers[RBX] = at::DATA;
-        for &(n, value) in self.registers {
-            registers[n] = value;
-        }
-        host.cpu.set_general_registers(&registers);
-        (self.prepare)(&mut host);
-        let reason = match host.enter(self.events) {
-            Ok(reason) => reason,
-            Err(instead) => return vec![format!("{}: {instead}", self.name)],
-        };
-        let is_failure = matches!(self.reason.0, 33 | 34);
-        let failure = u64::from(ENTRY_FAILURE) * u64::from(is_failure);
-        let mut wanted = vec![
-            (Field::EXIT_QUALIFICATION, self.qualification),
-            (Field::GUEST_RIP, at::CODE + self.rip),
-            (
-                Field::VM_EXIT_INTERRUPTION_INFORMATION,
-                self.event.unwrap_or(0),
-            ),
-        ];
-        wanted.extend(self.length.map(|n| (Field::VM_EXIT_INSTRUCTION_LENGTH, n)));
-        let information = Field::VM_EXIT_INSTRUCTION_INFORMATION;
-        wanted.extend(self.information.map(|n| (information, n)));
-        wanted.extend(self.field);
-        let mut wrong = Vec::new();
-        if reason != failure | u64::from(self.reason.0) {
-            wrong.push(format!("{}: exit reason is {reason:#x}", self.name));
-        }
-        for (field, value) in wanted {
-            let found = host.read(field);
-            if found != value {
-                let (name, field) = (self.name, field.name());
-                wrong.push(format!("{name}: {field} is {found:#x}, not {value:#x}"));
-            }
-        }
-        wrong
-    }
-}
 
 /// Events, windows, timers.
 fn events() -> Vec<Case> {

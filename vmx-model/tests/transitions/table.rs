@@ -1,229 +1,27 @@
-//! Every transition of the VMCS state machine, and every step of an instruction that the logical
-//! processor decides, by the specification's number.
-#![expect(clippy::unwrap_used, reason = "a failure is the test's failure")]
+//! The transitions by their numbers, and the steps that they show.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use vmx_model::addr::Hpa;
+use crate::host::*;
 use vmx_model::arch::Activity;
 use vmx_model::capability::VmxProfile;
-use vmx_model::controls::{ExitControls, SecondaryControls, VmFunctionControls};
+use vmx_model::controls::ExitControls;
 use vmx_model::event::InterruptionInfo;
 use vmx_model::exit::{VmExit, VmxAbort};
 use vmx_model::exit_reason::{ENTRY_FAILURE, ExitReason};
 use vmx_model::field::Field;
 use vmx_model::memory::PhysicalMemory;
 use vmx_model::naive::Answer;
-use vmx_model::naive::compare::INVARIANTS;
 use vmx_model::naive::machine::Machine;
-use vmx_model::naive::sequence::{Action, BITMAPS, Blocking, Header, REGIONS, vmxon_region};
+use vmx_model::naive::sequence::{Action, Blocking, Header, REGIONS, vmxon_region};
 use vmx_model::outcome::VmxOutcome;
-use vmx_model::precondition::{Instruction, Rule, VmxOperation};
-use vmx_model::processor::{InitOutcome, Vmfunc, VmxoffDetection};
+use vmx_model::precondition::{Instruction, VmxOperation};
+use vmx_model::processor::{InitOutcome, VmxoffDetection};
 use vmx_model::region;
 use vmx_model::registry::LaunchState;
 use vmx_model::sanitizer::Item;
 
-const A: Hpa = REGIONS[0];
-const B: Hpa = REGIONS[1];
-const MISALIGNED: Hpa = Hpa(0x1008);
-const TOO_WIDE: Hpa = Hpa(1 << 60);
-const LAUNCH: Action = Action::Vmlaunch(Blocking::None);
-const RESUME: Action = Action::Vmresume(Blocking::None);
-const SUCCEED: Answer = Answer::Outcome(VmxOutcome::Succeed);
-const INVALID: Answer = Answer::Outcome(VmxOutcome::FailInvalid);
-
-const fn valid(number: u32) -> Answer {
-    Answer::Outcome(VmxOutcome::FailValid(number))
-}
-
-/// Two processors, and what they answer.
-struct Host(Machine);
-
-impl Host {
-    /// Outside VMX operation.
-    fn outside() -> Self {
-        Self(Machine::new(&Arc::new(VmxProfile::everything()), 2))
-    }
-
-    /// Processor 0 in VMX root operation without a current VMCS.
-    fn root() -> Self {
-        Self::outside().then(Action::Vmxon(vmxon_region(0)), SUCCEED)
-    }
-
-    /// Processor 0 in VMX root operation; A is current and clear, and can be launched.
-    fn current() -> Self {
-        Self::root()
-            .then(Action::Vmclear(A), SUCCEED)
-            .then(Action::Vmptrld(A), SUCCEED)
-            .then(Action::Prepare(None), Answer::Done)
-    }
-
-    /// Processor 0 in VMX non-root operation.
-    fn guest() -> Self {
-        Self::current().then(LAUNCH, Answer::Entered)
-    }
-
-    /// Processor 0 in VMX root operation; A is current and launched.
-    fn launched() -> Self {
-        Self::guest().then(Action::Exit(ExitReason::CPUID), Answer::Exited)
-    }
-
-    /// Processor 0 in VMX non-root operation with B as the shadow VMCS of A.
-    fn shadowing() -> Self {
-        Self::root()
-            .then(Action::Vmclear(B), SUCCEED)
-            .then(Action::StoreHeader(B, Header::Shadow), Answer::Done)
-            .then(Action::Vmclear(A), SUCCEED)
-            .then(Action::Vmptrld(A), SUCCEED)
-            .then(Action::Prepare(Some(B)), Answer::Done)
-            .write(Field::VMREAD_BITMAP_ADDRESS, BITMAPS[0].0)
-            .write(Field::VMWRITE_BITMAP_ADDRESS, BITMAPS[0].0)
-            .then(LAUNCH, Answer::Entered)
-    }
-
-    #[track_caller]
-    fn then(self, action: Action, answer: Answer) -> Self {
-        self.on(0, action, answer)
-    }
-
-    #[track_caller]
-    fn on(mut self, cpu: u32, action: Action, answer: Answer) -> Self {
-        assert_eq!(self.0.execute(cpu, action), answer, "{action:x?}");
-        self
-    }
-
-    #[track_caller]
-    fn write(self, field: Field, value: u64) -> Self {
-        self.then(Action::Vmwrite(field.encoding().into(), value), SUCCEED)
-    }
-
-    #[track_caller]
-    fn reads(self, field: Field, value: u64) -> Self {
-        self.then(
-            Action::Vmread(field.encoding().into()),
-            Answer::Value(value),
-        )
-    }
-
-    /// The VM-instruction error field of the current VMCS.
-    #[track_caller]
-    fn error(self, number: u64) -> Self {
-        self.reads(Field::VM_INSTRUCTION_ERROR, number)
-    }
-
-    #[track_caller]
-    fn current_is(self, pointer: Option<Hpa>) -> Self {
-        assert_eq!(self.0.cpus[0].current_pointer(), pointer);
-        self
-    }
-
-    #[track_caller]
-    fn operation_is(self, operation: VmxOperation) -> Self {
-        assert_eq!(self.0.cpus[0].operation(), operation);
-        self
-    }
-
-    #[track_caller]
-    fn launch_is(self, pointer: Hpa, launch: LaunchState) -> Self {
-        assert_eq!(self.0.registry.status(pointer).launch, launch);
-        self
-    }
-
-    #[track_caller]
-    fn active_on(self, pointer: Hpa, cpus: &[u32]) -> Self {
-        let active_on = self.0.registry.status(pointer).active_on;
-        let active_on: Vec<u32> = active_on.into_iter().map(|cpu| cpu.0).collect();
-        assert_eq!(active_on, cpus);
-        self
-    }
-
-    /// The sanitizer named exactly this since it was asked last.
-    #[track_caller]
-    fn misuse(mut self, items: &[Item]) -> Self {
-        assert_eq!(self.0.take_misuse(), items);
-        self
-    }
-
-    fn changed(mut self, change: impl FnOnce(&mut Machine)) -> Self {
-        change(&mut self.0);
-        self
-    }
-
-    fn field(&self, field: Field) -> u64 {
-        self.0.cpus[0].current_vmcs().unwrap().get(field)
-    }
-}
-
-#[derive(Deserialize)]
-struct Transition {
-    n: u32,
-}
-
-#[derive(Deserialize)]
-struct Named {
-    id: String,
-}
-
-#[derive(Deserialize)]
-struct StateMachine {
-    invariant: Vec<Named>,
-    transition: Vec<Transition>,
-    sanitizer: Vec<Named>,
-}
-
-fn state_machine() -> StateMachine {
-    toml::from_str(include_str!("data/state-machine.toml")).unwrap()
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "parses a long table")]
-fn every_transition_has_its_test() {
-    let listed: Vec<u32> = state_machine().transition.iter().map(|t| t.n).collect();
-    let tested: Vec<u32> = TRANSITIONS.iter().map(|(n, _)| *n).collect();
-    assert_eq!(tested, listed);
-    assert_eq!(tested.len(), 52);
-}
-
-#[test]
-fn every_transition_is_as_specified() {
-    for (n, transition) in TRANSITIONS {
-        println!("transition {n}");
-        transition();
-    }
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "parses a long table")]
-fn the_sanitizer_has_the_items_of_the_specification() {
-    let listed: Vec<String> = state_machine()
-        .sanitizer
-        .into_iter()
-        .map(|s| s.id)
-        .collect();
-    let ours: Vec<&str> = Item::ALL.iter().map(|item| item.name()).collect();
-    assert_eq!(ours, listed);
-    assert_eq!(ours.len(), 17);
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "parses a long table")]
-fn every_invariant_is_checked() {
-    // Those that need more than one step are properties in `state_machine.rs`.
-    let properties = ["high-low", "vmclear-flush", "exit-reentry"];
-    let ours: BTreeSet<&str> = INVARIANTS.iter().copied().chain(properties).collect();
-    let listed = state_machine().invariant;
-    let listed: BTreeSet<&str> = listed
-        .iter()
-        .map(|invariant| invariant.id.as_str())
-        .collect();
-    assert_eq!(ours, listed);
-    assert_eq!(ours.len(), 16);
-}
-
-const TRANSITIONS: &[(u32, fn())] = &[
+pub(crate) const TRANSITIONS: &[(u32, fn())] = &[
     (1, || {
         let host = Host::root()
             .operation_is(VmxOperation::Root)
@@ -663,7 +461,7 @@ const TRANSITIONS: &[(u32, fn())] = &[
 ];
 
 /// Every VMX instruction but VMCALL's and VMFUNC's relatives, with its exit reason.
-const INSTRUCTIONS: &[(Action, ExitReason)] = &[
+pub(crate) const INSTRUCTIONS: &[(Action, ExitReason)] = &[
     (Action::Vmxon(B), ExitReason::VMXON),
     (Action::Vmxoff, ExitReason::VMXOFF),
     (Action::Vmclear(B), ExitReason::VMCLEAR),
@@ -678,12 +476,12 @@ const INSTRUCTIONS: &[(Action, ExitReason)] = &[
     (Action::Invvpid(2, [0, 0]), ExitReason::INVVPID),
 ];
 
-fn guest_state_fails() -> Answer {
+pub(crate) fn guest_state_fails() -> Answer {
     let reason = u32::from(ExitReason::ENTRY_FAIL_GUEST_STATE.0) | ENTRY_FAILURE;
     Answer::EntryFailed(reason, 0)
 }
 
-fn failed_entries() {
+pub(crate) fn failed_entries() {
     let host = Host::current()
         .write(Field::GUEST_RFLAGS, 0)
         .write(Field::VM_ENTRY_INTERRUPTION_INFORMATION, 0x8000_0306)
@@ -708,11 +506,11 @@ fn failed_entries() {
     assert_eq!(host.0.registers[0].state.rip, 0x1000, "HOST_RIP");
 }
 
-type Step = (Instruction, &'static str, u8);
+pub(crate) type Step = (Instruction, &'static str, u8);
 
 /// The steps that the processor decides, each with the transitions that show it (0: a test of its
 /// own below).
-const STEPS: &[(Step, &[u32])] = &[
+pub(crate) const STEPS: &[(Step, &[u32])] = &[
     ((Instruction::Vmxon, "outside", 10), &[2]),
     ((Instruction::Vmxon, "outside", 11), &[3]),
     ((Instruction::Vmxon, "outside", 12), &[1]),
@@ -763,123 +561,3 @@ const STEPS: &[(Step, &[u32])] = &[
     ((Instruction::Invvpid, "any", 9), &[0]),
     ((Instruction::Invvpid, "any", 10), &[50]),
 ];
-
-#[test]
-fn every_step_that_the_processor_decides_has_its_test() {
-    let ours = Instruction::ALL.into_iter().flat_map(|instruction| {
-        let steps = instruction.steps().iter();
-        steps
-            .filter(|step| matches!(step.rule, Rule::Processor))
-            .map(move |step| (instruction, step.applies.name(), step.order))
-    });
-    let ours: BTreeSet<Step> = ours.collect();
-    let tested: BTreeSet<Step> = STEPS.iter().map(|(step, _)| *step).collect();
-    assert_eq!(tested, ours);
-    let known: BTreeSet<u32> = TRANSITIONS.iter().map(|(n, _)| *n).chain([0]).collect();
-    assert!(
-        STEPS
-            .iter()
-            .all(|(_, by)| by.iter().all(|n| known.contains(n)))
-    );
-}
-
-#[test]
-fn vmcall_in_root_operation_fails_with_error_1() {
-    Host::root().then(Action::Vmcall, INVALID);
-    Host::current().then(Action::Vmcall, valid(1)).error(1);
-}
-
-/// A guest with VM functions as `controls` say, whose EPTP list is the page C.
-fn vmfunc_guest(controls: VmFunctionControls) -> Host {
-    let list = REGIONS[2];
-    let eptp = REGIONS[4].0 | 0x1e;
-    Host::guest().changed(|m| {
-        m.memory.write_u64(list, eptp);
-        m.memory.write_u64(list.offset(8), eptp | 7);
-        let vmcs = m.cpus[0].current_vmcs_mut().unwrap();
-        let secondary = vmcs.get(Field::SECONDARY_PROC_CONTROLS);
-        let enable = SecondaryControls::ENABLE_VM_FUNCTIONS.bits();
-        vmcs.set(
-            Field::SECONDARY_PROC_CONTROLS,
-            secondary | u64::from(enable),
-        );
-        vmcs.set(Field::VM_FUNCTION_CONTROLS, controls.bits());
-        vmcs.set(Field::EPTP_LIST_ADDRESS, list.0);
-    })
-}
-
-fn vmfunc(host: &mut Host, eax: u32, ecx: u32) -> Vmfunc {
-    host.0.cpus[0].vmfunc(eax, ecx, &host.0.memory)
-}
-
-#[test]
-fn vmfunc_decides_in_its_order() {
-    let switching = VmFunctionControls::EPTP_SWITCHING;
-    for mut host in [Host::root(), Host::guest(), Host::outside()] {
-        assert_eq!(vmfunc(&mut host, 0, 0), Vmfunc::Undefined);
-    }
-    let mut host = vmfunc_guest(switching);
-    assert_eq!(vmfunc(&mut host, 64, 0), Vmfunc::Undefined);
-    assert_eq!(vmfunc(&mut host, u32::MAX, 0), Vmfunc::Undefined);
-    assert_eq!(vmfunc(&mut host, 1, 0), Vmfunc::Exit);
-    assert_eq!(vmfunc(&mut host, 0, 512), Vmfunc::Exit);
-    assert_eq!(vmfunc(&mut host, 0, 1), Vmfunc::Exit);
-    let mut without = vmfunc_guest(VmFunctionControls::empty());
-    assert_eq!(vmfunc(&mut without, 0, 0), Vmfunc::Exit);
-    let eptp = REGIONS[4].0 | 0x1e;
-    assert_eq!(vmfunc(&mut host, 0, 0), Vmfunc::Switched { eptp });
-    assert_eq!(host.field(Field::EPT_POINTER), eptp);
-    assert_eq!(host.field(Field::EPTP_INDEX), 0);
-}
-
-#[test]
-fn operands_of_invept_and_invvpid_are_judged() {
-    let eptp = REGIONS[4].0 | 0x1e;
-    let wide = 1 << 63;
-    let cases = [
-        (Action::Invept(1, [eptp, 0]), SUCCEED),
-        (Action::Invept(1, [eptp | 7, 0]), valid(28)),
-        (Action::Invept(1, [eptp | wide, 0]), valid(28)),
-        (Action::Invept(1, [eptp | 1 << 8, 0]), valid(28)),
-        (Action::Invept(3, [eptp, 0]), valid(28)),
-        (Action::Invept(1 << 32 | 1, [eptp, 0]), valid(28)),
-        (Action::Invvpid(4, [1, 0]), valid(28)),
-        (Action::Invvpid(2, [1 << 16, 0]), valid(28)),
-        (Action::Invvpid(2, [0, 0]), SUCCEED),
-        (Action::Invvpid(3, [0, 0]), valid(28)),
-        (Action::Invvpid(0, [1, 1 << 62]), valid(28)),
-        (Action::Invvpid(0, [1, 0x1000]), SUCCEED),
-        (Action::Invvpid(1, [1, 1 << 62]), SUCCEED),
-    ];
-    for (action, answer) in cases {
-        Host::current().then(action, answer);
-        let without_current = match answer {
-            SUCCEED => SUCCEED,
-            _ => INVALID,
-        };
-        Host::root().then(action, without_current);
-    }
-}
-
-/// Choice: see `LogicalProcessor::shadow_vmread`.
-#[test]
-fn a_shadow_vmcs_that_is_active_is_accessed_where_its_data_are() {
-    Host::root()
-        .then(Action::Vmclear(B), SUCCEED)
-        .then(Action::StoreHeader(B, Header::Shadow), Answer::Done)
-        .then(Action::Vmptrld(B), SUCCEED)
-        .write(Field::TSC_OFFSET, 0x1234)
-        .then(Action::Vmclear(A), SUCCEED)
-        .then(Action::Vmptrld(A), SUCCEED)
-        .then(Action::Prepare(Some(B)), Answer::Done)
-        .write(Field::VMREAD_BITMAP_ADDRESS, BITMAPS[0].0)
-        .write(Field::VMWRITE_BITMAP_ADDRESS, BITMAPS[0].0)
-        .then(LAUNCH, Answer::Entered)
-        .reads(Field::TSC_OFFSET, 0x1234)
-        .write(Field::TSC_OFFSET, 0x5678)
-        .active_on(B, &[0])
-        .then(Action::Exit(ExitReason::CPUID), Answer::Exited)
-        .reads(Field::TSC_OFFSET, 0)
-        .then(Action::Vmptrld(B), SUCCEED)
-        .reads(Field::TSC_OFFSET, 0x5678);
-}
