@@ -1,9 +1,8 @@
-//! VM entry: from a VMCS to the plan that the executor applies.
+//! VM entry: from a VMCS to the guest's state, and to what the executor has left to do.
 //!
-//! SDM Vol. 3C, chapter "VM Entries". [`check_entry`] does everything that needs nothing but the
-//! VMCS, the processor's state and memory: the checks, in order, and the composition of the guest's
-//! state. The executor takes the state over, loads the VM-entry MSR-load area with
-//! [`msr_area::load`](crate::msr_area::load), and delivers the event.
+//! SDM Vol. 3C, chapter "VM Entries". [`check_entry`] makes the checks, in order;
+//! [`load_guest_state`] turns the state of the processor into the guest's. Then the VM-entry MSR-load
+//! area is loaded with [`msr_area::load`](crate::msr_area::load), and the executor delivers the event.
 
 use crate::arch::{
     AccessRights, Activity, ArchState, Cr0, Cr4, DescriptorTable, Efer, Interruptibility, Rflags,
@@ -18,21 +17,10 @@ use crate::exit::{
 };
 use crate::exit_reason::{ENTRY_FAILURE, ExitReason};
 use crate::field::Field;
-use crate::msr_area::{LoadFailure, MsrArea};
+use crate::memory::PhysicalMemory;
+use crate::msr_area::LoadFailure;
 use crate::outcome::VmxOutcome;
 use crate::vmcs::Vmcs;
-
-/// What the processor is to do for a VM entry that passed its checks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntryPlan {
-    /// The state of the guest. RIP is that at which the guest runs or, if there is an event, which
-    /// its delivery pushes.
-    pub state: ArchState,
-    /// The VM-entry MSR-load area, to be loaded after the state.
-    pub msr_loads: MsrArea,
-    /// What remains to be done then.
-    pub rest: EntryRest,
-}
 
 /// What a VM entry does when the guest's state has been loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,46 +102,44 @@ impl EntryFailure {
     }
 }
 
-/// Checks a VM entry and plans it.
+/// Checks a VM entry.
 ///
 /// # Errors
 /// The first failure in the SDM's order; [`EntryFailure::MsrLoad`] is not among them, as the MSRs
 /// are loaded later.
-pub fn check_entry(
-    vmcs: &mut Vmcs,
-    environment: EntryEnvironment<'_>,
-) -> Result<EntryPlan, EntryFailure> {
+pub fn check_entry(vmcs: &mut Vmcs, environment: EntryEnvironment<'_>) -> Result<(), EntryFailure> {
     match vmcs.first_failure(environment) {
         Some(check) => Err(EntryFailure::of(check)),
-        None => Ok(plan(vmcs, environment)),
+        None => Ok(()),
     }
 }
 
-fn plan(vmcs: &Vmcs, environment: EntryEnvironment<'_>) -> EntryPlan {
-    let mut state = environment.state.clone();
-    load_registers(&mut state, vmcs);
-    load_msrs(&mut state, vmcs);
+/// Turns `state`, which is that in VMX root operation, into the guest's: RIP is that at which the
+/// guest runs or, if there is an event, which its delivery pushes. The VMCS has passed
+/// [`check_entry`].
+pub fn load_guest_state(
+    state: &mut ArchState,
+    vmcs: &Vmcs,
+    memory: &dyn PhysicalMemory,
+) -> EntryRest {
+    load_registers(state, vmcs);
+    load_msrs(state, vmcs);
     for (register, _) in GUEST_SEGMENTS {
         *state.segment_mut(register) = guest_segment(vmcs, register);
     }
-    load_pdptes(&mut state, vmcs, environment);
+    load_pdptes(state, vmcs, memory);
     let injected = injected_event(vmcs);
-    load_non_register_state(&mut state, vmcs, injected.as_ref());
+    load_non_register_state(state, vmcs, injected.as_ref());
     let has_pending_mtf = injected.is_some_and(|event| event.kind == EventType::Other);
     let has_timer = vmcs
         .pin()
         .contains(PinControls::ACTIVATE_VMX_PREEMPTION_TIMER);
-    let rest = EntryRest {
+    EntryRest {
         activity: state.activity,
         event: injected.filter(|_| !has_pending_mtf),
         has_pending_mtf,
         preemption_timer: has_timer.then(|| vmcs.get(Field::VMX_PREEMPTION_TIMER_VALUE) as u32),
         flushes_vpid_0: !vmcs.secondary().contains(SecondaryControls::ENABLE_VPID),
-    };
-    EntryPlan {
-        state,
-        msr_loads: MsrArea::entry_load(vmcs),
-        rest,
     }
 }
 
@@ -220,14 +206,14 @@ fn load_msrs(state: &mut ArchState, vmcs: &Vmcs) {
 }
 
 /// "Loading Page-Directory-Pointer-Table Entries": from the fields with EPT, otherwise from memory.
-fn load_pdptes(state: &mut ArchState, vmcs: &Vmcs, environment: EntryEnvironment<'_>) {
+fn load_pdptes(state: &mut ArchState, vmcs: &Vmcs, memory: &dyn PhysicalMemory) {
     if !uses_pae_paging(state.cr0, state.cr4, state.efer) {
         return;
     }
     state.pdptes = if vmcs.secondary().contains(SecondaryControls::ENABLE_EPT) {
         GUEST_PDPTES.map(|field| vmcs.get(field))
     } else {
-        read_pdptes(state.cr3, environment.memory)
+        read_pdptes(state.cr3, memory)
     };
 }
 

@@ -1,7 +1,7 @@
 //! VM exits: what is recorded, what is saved, what the host gets.
 //!
 //! SDM Vol. 3C, chapter "VM Exits". A VM exit is done in this order: [`record_exit`],
-//! [`save_guest_state`], the VM-exit MSR-store area, [`host_state`], the VM-exit MSR-load area (both
+//! [`save_guest_state`], the VM-exit MSR-store area, [`load_host_state`], the VM-exit MSR-load area (both
 //! areas in [`crate::msr_area`]). Who executes instructions makes the [`VmExit`].
 
 mod host;
@@ -16,8 +16,9 @@ use crate::exit_reason::{ExitKind, ExitReason};
 use crate::field::Field;
 use crate::vmcs::Vmcs;
 pub(crate) use host::CR0_UNCHANGED;
-pub use host::{VmxAbort, host_state, pdpte_reserved_bits, read_pdptes};
+pub use host::{VmxAbort, load_host_state, pdpte_reserved_bits, read_pdptes};
 pub(crate) use segments::GUEST_SEGMENTS;
+use segments::set_guest_segments;
 pub use segments::{guest_segment, set_guest_segment};
 
 /// A VM exit: the contents of the VM-exit information fields.
@@ -290,9 +291,7 @@ pub fn save_guest_state(vmcs: &mut Vmcs, state: &ArchState, exit: &VmExit, profi
     vmcs.set(Field::GUEST_CR0, state.cr0.bits());
     vmcs.set(Field::GUEST_CR3, state.cr3);
     vmcs.set(Field::GUEST_CR4, state.cr4.bits());
-    for (register, _) in GUEST_SEGMENTS {
-        set_guest_segment(vmcs, register, state.segment(register));
-    }
+    set_guest_segments(vmcs, state);
     vmcs.set(Field::GUEST_GDTR_BASE, state.gdtr.base);
     vmcs.set(Field::GUEST_GDTR_LIMIT, state.gdtr.limit.into());
     vmcs.set(Field::GUEST_IDTR_BASE, state.idtr.base);

@@ -445,7 +445,6 @@ fn a_vm_exit_after_an_msr_that_cannot_be_loaded_is_a_vmx_abort() {
         assert_eq!(machine.execute(0, action), SUCCEED);
     }
     assert_eq!(machine.execute(0, LAUNCH), Answer::Entered);
-    let guest = machine.registers[0].state.clone();
     let Machine {
         cpus,
         registers,
@@ -453,10 +452,6 @@ fn a_vm_exit_after_an_msr_that_cannot_be_loaded_is_a_vmx_abort() {
         ..
     } = &mut machine;
     let exit = VmExit::new(ExitReason::CPUID);
-    assert!(
-        cpus[0]
-            .vm_exit(&exit, &guest, memory, &mut registers[0])
-            .is_err()
-    );
+    assert!(cpus[0].vm_exit(&exit, memory, &mut registers[0]).is_err());
     assert_eq!(vmx_model::region::read_abort_indicator(memory, A), 4);
 }

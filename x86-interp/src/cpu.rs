@@ -152,6 +152,12 @@ impl Cpu {
         }
     }
 
+    /// Makes `state` what [`Self::arch_state`] returns.
+    pub(crate) fn bring_state_up_to_date(&mut self) {
+        self.state.rsp = self.gpr[4];
+        self.state.rflags = self.rflags();
+    }
+
     /// Replaces the state that VM entry loads and VM exit saves, unchecked, and forgets all
     /// translations.
     pub fn set_arch_state(&mut self, state: &ArchState) {

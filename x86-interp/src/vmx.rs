@@ -26,11 +26,14 @@ pub(crate) use entry::AddressSpaceTag;
 pub use entry::EntryInstruction;
 pub(crate) use state::VmxContextState;
 
+use std::sync::Arc;
+
 use vmx_model::exit::VmExit;
 use vmx_model::intercept::time::PauseLoop;
 use vmx_model::precondition::VmxOperation;
 use vmx_model::processor::LogicalProcessor;
 
+use crate::mem::phys::PhysMap;
 use crate::{Cpu, Fault};
 
 /// Who is in VMX root operation.
@@ -46,7 +49,7 @@ pub enum RootSoftware {
 /// The VMX part of a processor.
 #[derive(Default)]
 pub(crate) struct VmxContext {
-    processor: Option<Box<LogicalProcessor>>,
+    attached: Option<Attached>,
     root: RootSoftware,
     /// Whether the processor is in VMX non-root operation: the logical processor knows it too, but
     /// this is asked often.
@@ -72,7 +75,14 @@ pub(crate) struct VmxContext {
     /// What an observer is told that watches memory.
     watch: Option<Box<watch::Watch>>,
     /// The description behind [`Fault::VmExit`].
-    pending_exit: Option<Box<VmExit>>,
+    pending_exit: Option<VmExit>,
+}
+
+/// A logical processor, and the memory that it works with: together, as both are taken out while
+/// VM entries and VM exits have the rest of the [`Cpu`] for registers.
+struct Attached {
+    processor: Box<LogicalProcessor>,
+    memory: Arc<PhysMap>,
 }
 
 impl Cpu {
@@ -87,26 +97,35 @@ impl Cpu {
     ) -> Option<Box<LogicalProcessor>> {
         self.vmx.root = root;
         self.vmx.is_non_root = processor.operation() == VmxOperation::NonRoot;
-        let before = self.vmx.processor.replace(processor);
+        let memory = Arc::clone(&self.phys);
+        let before = self.vmx.attached.replace(Attached { processor, memory });
         self.choose_watch();
-        before
+        before.map(|before| before.processor)
     }
 
     /// Detaches the VMX state, for native software that moves to another processor.
     pub fn detach_processor(&mut self) -> Option<Box<LogicalProcessor>> {
-        self.vmx.processor.take()
+        self.vmx.attached.take().map(|attached| attached.processor)
     }
 
     /// Returns the VMX state, if there is one.
     #[must_use]
     pub fn processor(&self) -> Option<&LogicalProcessor> {
-        self.vmx.processor.as_deref()
+        let attached = self.vmx.attached.as_ref()?;
+        Some(&attached.processor)
     }
 
     /// Returns the VMX state for native software in VMX root operation, which executes VMX
     /// instructions as methods.
     pub fn processor_mut(&mut self) -> Option<&mut LogicalProcessor> {
-        self.vmx.processor.as_deref_mut()
+        let attached = self.vmx.attached.as_mut()?;
+        Some(&mut attached.processor)
+    }
+
+    /// Returns the VMX state, and the memory that it works with.
+    pub(crate) fn processor_and_memory(&mut self) -> Option<(&mut LogicalProcessor, &PhysMap)> {
+        let attached = self.vmx.attached.as_mut()?;
+        Some((&mut attached.processor, &attached.memory))
     }
 
     /// Whether the processor is in VMX non-root operation.
@@ -124,7 +143,7 @@ impl Cpu {
 
     /// Records a VM exit that the current instruction or event causes.
     pub(crate) fn vm_exit(&mut self, exit: VmExit) -> Fault {
-        self.vmx.pending_exit = Some(Box::new(exit));
+        self.vmx.pending_exit = Some(exit);
         Fault::VmExit
     }
 }

@@ -145,8 +145,9 @@ fn launch(around: &Surroundings, vmcs: Vmcs) -> EntryOutcome {
         assert_eq!(executed, Ok(VmxOutcome::Succeed), "the regions are valid");
     }
     *processor.current_vmcs_mut().expect("VMPTRLD succeeded") = vmcs;
+    let mut registers = PlainRegisters(around.state.clone());
     processor
-        .vmlaunch(&around.state, &mut memory, &mut PlainRegisters)
+        .vmlaunch(&mut memory, &mut registers)
         .expect("the processor is in VMX root operation")
 }
 
@@ -192,7 +193,7 @@ fn name_of(outcome: &EntryOutcome, first: Option<&Check>) -> String {
 
 /// Registers of no consequence, and MSRs of which number 0 cannot be written: an MSR-load area of
 /// zeroes ends at its first entry, however long it says it is.
-struct PlainRegisters;
+struct PlainRegisters(ArchState);
 
 impl MsrAccess for PlainRegisters {
     fn read_msr(&mut self, _index: u32) -> Option<u64> {
@@ -205,7 +206,15 @@ impl MsrAccess for PlainRegisters {
 }
 
 impl Registers for PlainRegisters {
-    fn load_state(&mut self, _state: &ArchState) {}
+    fn state(&self) -> &ArchState {
+        &self.0
+    }
+
+    fn state_mut(&mut self) -> &mut ArchState {
+        &mut self.0
+    }
+
+    fn state_is_loaded(&mut self) {}
 }
 
 #[cfg(test)]

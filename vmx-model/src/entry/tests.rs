@@ -1,10 +1,9 @@
-//! Tests of VM entry: the plan, and what a failure writes.
+//! Tests of VM entry: the state, what is left to do, and what a failure writes.
 
 use super::*;
 use crate::addr::Hpa;
 use crate::capability::VmxProfile;
-use crate::memory::PhysicalMemory;
-use crate::msr_area::LOAD_RULES;
+use crate::msr_area::{LOAD_RULES, MsrArea};
 use crate::sample::{Guest, root_state, valid_vmcs};
 
 /// Memory that holds one 64-bit word everywhere.
@@ -22,8 +21,16 @@ impl PhysicalMemory for Everywhere {
     }
 }
 
+/// What a VM entry comes to.
+#[derive(Debug, PartialEq)]
+struct Entered {
+    state: ArchState,
+    msr_loads: MsrArea,
+    rest: EntryRest,
+}
+
 /// Enters `guest` with some fields changed.
-fn enter(guest: Guest, changes: &[(Field, u64)], word: u64) -> Result<EntryPlan, EntryFailure> {
+fn enter(guest: Guest, changes: &[(Field, u64)], word: u64) -> Result<Entered, EntryFailure> {
     let profile = VmxProfile::everything();
     let mut vmcs = valid_vmcs(&profile, guest);
     for &(field, value) in changes {
@@ -38,7 +45,13 @@ fn enter(guest: Guest, changes: &[(Field, u64)], word: u64) -> Result<EntryPlan,
         current_vmcs: Hpa(0x2000),
         memory: &Everywhere(word),
     };
-    check_entry(&mut vmcs, environment)
+    check_entry(&mut vmcs, environment)?;
+    let rest = load_guest_state(&mut state, &vmcs, &Everywhere(word));
+    Ok(Entered {
+        state,
+        msr_loads: MsrArea::entry_load(&vmcs),
+        rest,
+    })
 }
 
 /// Returns the VM-entry controls of `guest` with more of them set.
@@ -49,7 +62,7 @@ fn entry_controls(guest: Guest, more: EntryControls) -> (Field, u64) {
 
 #[test]
 fn the_guest_gets_its_registers() {
-    let plan = enter(
+    let entered = enter(
         Guest::Long,
         &[
             (Field::GUEST_RIP, 0x1234),
@@ -58,32 +71,36 @@ fn the_guest_gets_its_registers() {
         ],
         0,
     );
-    let plan = plan.unwrap();
+    let entered = entered.unwrap();
     assert_eq!(
-        (plan.state.rip, plan.state.rsp, plan.state.cr3),
+        (entered.state.rip, entered.state.rsp, entered.state.cr3),
         (0x1234, 0x5678, 0x7000)
     );
-    assert_eq!(plan.state.efer, Efer::LMA | Efer::LME);
-    assert_eq!(plan.rest.event, None);
-    assert_eq!(plan.rest.preemption_timer, None);
-    assert!(plan.rest.flushes_vpid_0 && !plan.rest.has_pending_mtf && plan.msr_loads.is_empty());
+    assert_eq!(entered.state.efer, Efer::LMA | Efer::LME);
+    assert_eq!(entered.rest.event, None);
+    assert_eq!(entered.rest.preemption_timer, None);
+    assert!(
+        entered.rest.flushes_vpid_0
+            && !entered.rest.has_pending_mtf
+            && entered.msr_loads.is_empty()
+    );
 }
 
 #[test]
 fn what_is_loaded_by_control_stays_without() {
     let changes = [(Field::GUEST_IA32_PAT, 0x0404), (Field::GUEST_DR7, 0xf7ff)];
-    let plan = enter(Guest::Long, &changes, 0).unwrap();
-    assert_eq!((plan.state.pat, plan.state.dr7), (0x0606, 0x401));
+    let entered = enter(Guest::Long, &changes, 0).unwrap();
+    assert_eq!((entered.state.pat, entered.state.dr7), (0x0606, 0x401));
     let loads = EntryControls::LOAD_IA32_PAT | EntryControls::LOAD_DEBUG_CONTROLS;
     let [pat, dr7] = changes;
-    let plan = enter(
+    let entered = enter(
         Guest::Long,
         &[pat, dr7, entry_controls(Guest::Long, loads)],
         0,
     )
     .unwrap();
     assert_eq!(
-        (plan.state.pat, plan.state.dr7),
+        (entered.state.pat, entered.state.dr7),
         (0x0404, 0x27ff),
         "DR7: 12 and 15:14 are 0"
     );
@@ -108,8 +125,8 @@ fn efer_follows_the_mode_where_it_is_not_loaded() {
 
 #[test]
 fn pdptes_come_from_memory_without_ept_and_from_fields_with() {
-    let plan = enter(Guest::Pae, &[], 0x1001).unwrap();
-    assert_eq!(plan.state.pdptes, [0x1001; 4]);
+    let entered = enter(Guest::Pae, &[], 0x1001).unwrap();
+    assert_eq!(entered.state.pdptes, [0x1001; 4]);
     let failure = enter(Guest::Pae, &[], 0x1003).unwrap_err();
     assert!(matches!(failure, EntryFailure::Guest(check) if check.id == "guest-pdpte0-reserved"));
     let secondary = u64::from(SecondaryControls::ENABLE_EPT.bits());
@@ -118,8 +135,8 @@ fn pdptes_come_from_memory_without_ept_and_from_fields_with() {
         (Field::EPT_POINTER, 0x1e),
         (Field::GUEST_PDPTE2, 0x5001),
     ];
-    let plan = enter(Guest::Pae, &ept, 0x1003).unwrap();
-    assert_eq!(plan.state.pdptes, [0, 0, 0x5001, 0]);
+    let entered = enter(Guest::Pae, &ept, 0x1003).unwrap();
+    assert_eq!(entered.state.pdptes, [0, 0, 0x5001, 0]);
 }
 
 const INFO: Field = Field::VM_ENTRY_INTERRUPTION_INFORMATION;
@@ -167,18 +184,18 @@ fn events_are_injected_with_what_belongs_to_them() {
 #[test]
 fn a_vectoring_entry_wakes_the_guest_and_ends_blocking() {
     let hlt = (Field::GUEST_ACTIVITY_STATE, 1);
-    let plan = enter(Guest::Long, &[hlt, (INFO, 0x8000_0202)], 0).unwrap();
-    assert_eq!(plan.state.activity, Activity::Active);
-    assert_eq!(plan.state.interruptibility, Interruptibility::NMI);
+    let entered = enter(Guest::Long, &[hlt, (INFO, 0x8000_0202)], 0).unwrap();
+    assert_eq!(entered.state.activity, Activity::Active);
+    assert_eq!(entered.state.interruptibility, Interruptibility::NMI);
     assert_eq!(
         enter(Guest::Long, &[hlt], 0).unwrap().state.activity,
         Activity::Hlt
     );
     let blocking = (Field::GUEST_INTERRUPTIBILITY_STATE, 2);
-    let plan = enter(Guest::Long, &[blocking, (INFO, 0x8000_0306)], 0).unwrap();
-    assert_eq!(plan.state.interruptibility, Interruptibility::empty());
-    let plan = enter(Guest::Long, &[blocking], 0).unwrap();
-    assert_eq!(plan.state.interruptibility, Interruptibility::MOV_SS);
+    let entered = enter(Guest::Long, &[blocking, (INFO, 0x8000_0306)], 0).unwrap();
+    assert_eq!(entered.state.interruptibility, Interruptibility::empty());
+    let entered = enter(Guest::Long, &[blocking], 0).unwrap();
+    assert_eq!(entered.state.interruptibility, Interruptibility::MOV_SS);
 }
 
 #[test]
@@ -216,9 +233,9 @@ fn the_timer_and_the_vpid_are_taken_from_the_controls() {
         ),
         (Field::VPID, 1),
     ];
-    let plan = enter(Guest::Long, &changes, 0).unwrap();
-    assert_eq!(plan.rest.preemption_timer, Some(99));
-    assert!(!plan.rest.flushes_vpid_0);
+    let entered = enter(Guest::Long, &changes, 0).unwrap();
+    assert_eq!(entered.rest.preemption_timer, Some(99));
+    assert!(!entered.rest.flushes_vpid_0);
 }
 
 #[test]

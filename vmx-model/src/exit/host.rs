@@ -41,44 +41,53 @@ pub enum VmxAbort {
 /// Bits of CR0 that neither VM entry nor VM exit changes: ET, CD, NW, 63:32, 28:19, 17 and 15:6.
 pub(crate) const CR0_UNCHANGED: u64 = 0xffff_ffff_7ffa_ffd0;
 
-/// Returns the state that a VM exit leaves the processor in, from `guest`, the state at the exit.
+/// Turns `state`, which is that at the VM exit, into the state that the exit leaves the processor
+/// in.
 ///
 /// SDM Vol. 3C, "Loading Host State".
 ///
 /// # Errors
-/// The VMX abort that the exit ends in.
-pub fn host_state(
+/// The VMX abort that the exit ends in; the processor is in shutdown then, whatever its state.
+pub fn load_host_state(
+    state: &mut ArchState,
     vmcs: &Vmcs,
-    guest: &ArchState,
     exit: &VmExit,
     profile: &VmxProfile,
     memory: &dyn PhysicalMemory,
-) -> Result<ArchState, VmxAbort> {
+) -> Result<(), VmxAbort> {
     let is_64_bit = vmcs.exit().contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
-    if guest.efer.contains(Efer::LMA) && !is_64_bit {
+    if state.efer.contains(Efer::LMA) && !is_64_bit {
         return Err(VmxAbort::LeavingIa32eMode);
     }
-    let mut host = guest.clone();
-    load_host_control_registers(&mut host, vmcs, profile);
-    load_host_msrs(&mut host, vmcs);
-    load_host_segments(&mut host, vmcs, is_64_bit);
-    host.rip = vmcs.get(Field::HOST_RIP);
-    host.rsp = vmcs.get(Field::HOST_RSP);
-    host.rflags = Rflags::FIXED1;
-    host.activity = Activity::Active;
-    host.interruptibility = host_interruptibility(vmcs, guest, exit);
-    host.pending_debug = 0;
-    if uses_pae_paging(host.cr0, host.cr4, host.efer) {
-        host.pdptes = read_pdptes(host.cr3, memory);
-        if host
-            .pdptes
-            .iter()
-            .any(|&pdpte| pdpte_reserved_bits(pdpte, profile) != 0)
-        {
-            return Err(VmxAbort::HostPdptes);
-        }
+    load_host_control_registers(state, vmcs, profile);
+    load_host_msrs(state, vmcs);
+    load_host_segments(state, vmcs, is_64_bit);
+    state.rip = vmcs.get(Field::HOST_RIP);
+    state.rsp = vmcs.get(Field::HOST_RSP);
+    state.rflags = Rflags::FIXED1;
+    state.activity = Activity::Active;
+    state.interruptibility = host_interruptibility(vmcs, state.interruptibility, exit);
+    state.pending_debug = 0;
+    if uses_pae_paging(state.cr0, state.cr4, state.efer) {
+        load_host_pdptes(state, profile, memory)?;
     }
-    Ok(host)
+    Ok(())
+}
+
+/// "Checking and Loading Host Page-Directory-Pointer-Table Entries".
+#[cold]
+fn load_host_pdptes(
+    state: &mut ArchState,
+    profile: &VmxProfile,
+    memory: &dyn PhysicalMemory,
+) -> Result<(), VmxAbort> {
+    state.pdptes = read_pdptes(state.cr3, memory);
+    let is_valid = |pdpte: &u64| pdpte_reserved_bits(*pdpte, profile) == 0;
+    if state.pdptes.iter().all(is_valid) {
+        Ok(())
+    } else {
+        Err(VmxAbort::HostPdptes)
+    }
 }
 
 /// "Loading Host Control Registers, Debug Registers, MSRs": the registers.
@@ -190,11 +199,11 @@ fn load_host_segments(host: &mut ArchState, vmcs: &Vmcs, is_64_bit: bool) {
 
 /// "Updating Non-Register State": NMIs are blocked after an exit that an NMI caused directly, and
 /// where the guest ran with them blocked physically.
-fn host_interruptibility(vmcs: &Vmcs, guest: &ArchState, exit: &VmExit) -> Interruptibility {
+fn host_interruptibility(vmcs: &Vmcs, guest: Interruptibility, exit: &VmExit) -> Interruptibility {
     let by_nmi = exit.reason == ExitReason::EXCEPTION_OR_NMI
         && exit.interruption.kind() == Some(EventType::Nmi);
-    let was_blocked = !vmcs.pin().contains(PinControls::VIRTUAL_NMIS)
-        && guest.interruptibility.contains(Interruptibility::NMI);
+    let was_blocked =
+        !vmcs.pin().contains(PinControls::VIRTUAL_NMIS) && guest.contains(Interruptibility::NMI);
     if by_nmi || was_blocked {
         Interruptibility::NMI
     } else {

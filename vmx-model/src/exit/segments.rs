@@ -3,7 +3,7 @@
 //! SDM Vol. 3C, "Guest Register State" and "Saving Segment Registers and Descriptor-Table
 //! Registers".
 
-use crate::arch::{AccessRights, Segment, SegmentRegister};
+use crate::arch::{AccessRights, ArchState, Segment, SegmentRegister};
 use crate::field::Field;
 use crate::vmcs::Vmcs;
 
@@ -96,10 +96,25 @@ pub fn guest_segment(vmcs: &Vmcs, register: SegmentRegister) -> Segment {
 }
 
 /// Writes a guest segment register to the guest-state area.
+#[inline(always)]
 pub fn set_guest_segment(vmcs: &mut Vmcs, register: SegmentRegister, segment: &Segment) {
     let [selector, base, limit, access] = GUEST_SEGMENTS[register as usize].1;
     vmcs.set(selector, segment.selector.into());
     vmcs.set(base, segment.base);
     vmcs.set(limit, segment.limit.into());
     vmcs.set(access, segment.access.0.into());
+}
+
+/// Writes all guest segment registers to the guest-state area. One by one, not in a loop: so each
+/// field is a constant, and with it its width.
+pub(crate) fn set_guest_segments(vmcs: &mut Vmcs, state: &ArchState) {
+    use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ldtr, Ss, Tr};
+    set_guest_segment(vmcs, Es, state.segment(Es));
+    set_guest_segment(vmcs, Cs, state.segment(Cs));
+    set_guest_segment(vmcs, Ss, state.segment(Ss));
+    set_guest_segment(vmcs, Ds, state.segment(Ds));
+    set_guest_segment(vmcs, Fs, state.segment(Fs));
+    set_guest_segment(vmcs, Gs, state.segment(Gs));
+    set_guest_segment(vmcs, Ldtr, state.segment(Ldtr));
+    set_guest_segment(vmcs, Tr, state.segment(Tr));
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::addr::Hpa;
 use crate::arch::{AccessRights, Activity, Segment, SegmentRegister};
 use crate::checks::EntryEnvironment;
-use crate::entry::check_entry;
+use crate::entry::{check_entry, load_guest_state};
 use crate::memory::PhysicalMemory;
 use crate::sample::{Guest, root_state, valid_vmcs};
 use proptest::prelude::*;
@@ -172,6 +172,18 @@ fn what_is_saved_by_control_is_not_saved_without() {
     );
 }
 
+fn host_state(
+    vmcs: &Vmcs,
+    guest: &ArchState,
+    exit: &VmExit,
+    profile: &VmxProfile,
+    memory: &Everywhere,
+) -> Result<ArchState, VmxAbort> {
+    let mut state = guest.clone();
+    load_host_state(&mut state, vmcs, exit, profile, memory)?;
+    Ok(state)
+}
+
 fn exit_to_host(vmcs: &Vmcs, guest: &ArchState, word: u64) -> Result<ArchState, VmxAbort> {
     let exit = VmExit::new(ExitReason::CPUID);
     host_state(
@@ -317,17 +329,19 @@ proptest! {
             current_vmcs: Hpa(0x2000),
             memory: &memory,
         };
-        let plan = check_entry(&mut vmcs, environment).unwrap();
+        check_entry(&mut vmcs, environment).unwrap();
+        let mut entered = root.clone();
+        load_guest_state(&mut entered, &vmcs, &memory);
         let before = vmcs.clone();
         prop_assert_eq!(vmcs.clean_groups().count(), 12);
         let exit = VmExit::new(ExitReason::EXTERNAL_INTERRUPT);
         record_exit(&mut vmcs, &exit);
-        save_guest_state(&mut vmcs, &plan.state, &exit, &profile);
+        save_guest_state(&mut vmcs, &entered, &exit, &profile);
         prop_assert_eq!(vmcs.clean_groups().count(), 12);
         let guest_fields = before.differences(&vmcs).filter(|f| f.kind() == crate::field::Kind::Guest);
         prop_assert_eq!(guest_fields.collect::<Vec<_>>(), []);
         // Another RIP, other flags: the segments need not be looked at again.
-        let state = ArchState { rip: 0x77, rflags: Rflags::from_bits_retain(0x246), ..plan.state };
+        let state = ArchState { rip: 0x77, rflags: Rflags::from_bits_retain(0x246), ..entered };
         save_guest_state(&mut vmcs, &state, &exit, &profile);
         prop_assert!(vmcs.clean_groups().any(|g| g == crate::checks::Group::GuestSegments)
             || guest == Guest::Virtual8086);

@@ -91,9 +91,15 @@ impl MsrAccess for PlainRegisters {
 }
 
 impl Registers for PlainRegisters {
-    fn load_state(&mut self, state: &ArchState) {
-        self.state.clone_from(state);
+    fn state(&self) -> &ArchState {
+        &self.state
     }
+
+    fn state_mut(&mut self) -> &mut ArchState {
+        &mut self.state
+    }
+
+    fn state_is_loaded(&mut self) {}
 }
 
 /// The processors under test.
@@ -238,22 +244,22 @@ impl Machine {
 
     fn vm_entry(&mut self, n: u32, blocking: Blocking, execute: VmEntry) -> Answer {
         let registers = &mut self.registers[n as usize];
-        let mut state = registers.state.clone();
         if blocking == Blocking::MovSs {
-            state.interruptibility |= Interruptibility::MOV_SS;
+            registers.state.interruptibility |= Interruptibility::MOV_SS;
         }
-        let cpu = &mut self.cpus[n as usize];
-        answer(
-            execute(cpu, &state, &mut self.memory, registers),
-            |entry| match entry {
-                EntryOutcome::Fail(outcome) => Answer::Outcome(outcome),
-                EntryOutcome::Failed(failed) => {
-                    Answer::EntryFailed(failed.reason, failed.qualification)
-                }
-                EntryOutcome::Aborted(_) => Answer::Done,
-                EntryOutcome::Entered(_) => Answer::Entered,
-            },
-        )
+        let executed = execute(&mut self.cpus[n as usize], &mut self.memory, registers);
+        if blocking == Blocking::MovSs {
+            // It has not entered; the next instruction is not blocked.
+            registers.state.interruptibility -= Interruptibility::MOV_SS;
+        }
+        answer(executed, |entry| match entry {
+            EntryOutcome::Fail(outcome) => Answer::Outcome(outcome),
+            EntryOutcome::Failed(failed) => {
+                Answer::EntryFailed(failed.reason, failed.qualification)
+            }
+            EntryOutcome::Aborted(_) => Answer::Done,
+            EntryOutcome::Entered(_) => Answer::Entered,
+        })
     }
 
     fn exit(&mut self, n: u32, reason: ExitReason) -> Answer {
@@ -262,9 +268,7 @@ impl Machine {
             return Answer::Done;
         }
         let registers = &mut self.registers[n as usize];
-        let guest = registers.state.clone();
-        let exit = VmExit::new(reason);
-        match cpu.vm_exit(&exit, &guest, &mut self.memory, registers) {
+        match cpu.vm_exit(&VmExit::new(reason), &mut self.memory, registers) {
             Ok(()) => Answer::Exited,
             Err(_) => Answer::Done,
         }
@@ -273,7 +277,6 @@ impl Machine {
 
 type VmEntry = fn(
     &mut LogicalProcessor,
-    &ArchState,
     &mut dyn PhysicalMemory,
     &mut dyn Registers,
 ) -> Result<EntryOutcome, NotExecuted>;

@@ -6,13 +6,13 @@
 use super::{LogicalProcessor, Registers, VmxoffDetection};
 use crate::arch::{ArchState, Interruptibility};
 use crate::checks::EntryEnvironment;
-use crate::entry::{self, EntryFailure, EntryPlan, EntryRest};
+use crate::entry::{self, EntryFailure, EntryRest};
 use crate::error;
 use crate::exit::{self, VmExit, VmxAbort};
 use crate::exit_reason::{ENTRY_FAILURE, ExitReason};
 use crate::field::Field;
 use crate::memory::PhysicalMemory;
-use crate::msr_area;
+use crate::msr_area::{self, MsrArea};
 use crate::observer::{Completion, Operation};
 use crate::outcome::VmxOutcome;
 use crate::precondition::{Instruction, NotExecuted, VmxOperation};
@@ -46,55 +46,67 @@ pub struct EntryFailed {
 }
 
 impl LogicalProcessor {
-    /// VMLAUNCH by a processor whose registers hold `state`. Guest state is loaded into
-    /// `registers`.
+    /// VMLAUNCH by a processor with these registers. Guest state is loaded into them.
     ///
     /// # Errors
     ///
     /// Outside VMX operation #UD; in VMX non-root operation a VM exit.
     pub fn vmlaunch(
         &mut self,
-        state: &ArchState,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> Result<EntryOutcome, NotExecuted> {
         self.require_root(Instruction::Vmlaunch, Operation::Vmlaunch)?;
-        let outcome = self.vm_entry(LaunchState::Clear, state, memory, registers);
-        self.report_entry(Operation::Vmlaunch, &outcome, state);
-        Ok(outcome)
+        Ok(self.vm_entry(Operation::Vmlaunch, LaunchState::Clear, memory, registers))
     }
 
-    /// VMRESUME by a processor whose registers hold `state`. Guest state is loaded into
-    /// `registers`.
+    /// VMRESUME by a processor with these registers. Guest state is loaded into them.
     ///
     /// # Errors
     ///
     /// Outside VMX operation #UD; in VMX non-root operation a VM exit.
     pub fn vmresume(
         &mut self,
-        state: &ArchState,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> Result<EntryOutcome, NotExecuted> {
         self.require_root(Instruction::Vmresume, Operation::Vmresume)?;
-        let outcome = self.vm_entry(LaunchState::Launched, state, memory, registers);
-        self.report_entry(Operation::Vmresume, &outcome, state);
-        Ok(outcome)
+        Ok(self.vm_entry(
+            Operation::Vmresume,
+            LaunchState::Launched,
+            memory,
+            registers,
+        ))
     }
 
     fn vm_entry(
         &mut self,
+        operation: Operation,
         needed: LaunchState,
-        state: &ArchState,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> EntryOutcome {
-        if let Err(failed) = self.check_launch(needed, state) {
+        if self.observer.is_none() {
+            return self.enter(needed, memory, registers);
+        }
+        let host = registers.state().clone();
+        let outcome = self.enter(needed, memory, registers);
+        self.report_entry(operation, &outcome, &host);
+        outcome
+    }
+
+    fn enter(
+        &mut self,
+        needed: LaunchState,
+        memory: &mut dyn PhysicalMemory,
+        registers: &mut dyn Registers,
+    ) -> EntryOutcome {
+        if let Err(failed) = self.check_launch(needed, registers.state()) {
             return EntryOutcome::Fail(failed);
         }
-        match self.check_entry(state, memory) {
-            Ok(plan) => self.load_guest(&plan, memory, registers),
-            Err(failure) => self.fail_entry(failure, state, memory, registers),
+        match self.check_entry(registers.state(), memory) {
+            Ok(()) => self.load_guest(memory, registers),
+            Err(failure) => self.fail_entry(failure, memory, registers),
         }
     }
 
@@ -129,7 +141,7 @@ impl LogicalProcessor {
         &mut self,
         state: &ArchState,
         memory: &dyn PhysicalMemory,
-    ) -> Result<EntryPlan, EntryFailure> {
+    ) -> Result<(), EntryFailure> {
         let current = self.current.as_mut().expect("the launch state was checked");
         let environment = EntryEnvironment {
             profile: &self.profile,
@@ -142,31 +154,30 @@ impl LogicalProcessor {
 
     fn load_guest(
         &mut self,
-        plan: &EntryPlan,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> EntryOutcome {
-        registers.load_state(&plan.state);
-        if !plan.msr_loads.is_empty()
-            && let Err(entry) =
-                msr_area::load(plan.msr_loads, &self.profile.caps, memory, registers)
+        let current = self.current.as_ref().expect("the launch state was checked");
+        let vmcs = &*current.values;
+        let rest = entry::load_guest_state(registers.state_mut(), vmcs, memory);
+        registers.state_is_loaded();
+        let msrs = MsrArea::entry_load(vmcs);
+        if !msrs.is_empty()
+            && let Err(entry) = msr_area::load(msrs, &self.profile.caps, memory, registers)
         {
-            let failure = EntryFailure::MsrLoad(entry);
-            return self.fail_entry(failure, &plan.state, memory, registers);
+            return self.fail_entry(EntryFailure::MsrLoad(entry), memory, registers);
         }
-        if let Some(current) = &self.current {
-            current.flags.set_launch(LaunchState::Launched);
-        }
+        current.flags.set_launch(LaunchState::Launched);
         self.operation = VmxOperation::NonRoot;
-        EntryOutcome::Entered(plan.rest)
+        EntryOutcome::Entered(rest)
     }
 
     /// VMfail, or "VM-Entry Failures During or After Loading Guest State": then host state is loaded
-    /// as by a VM exit, where the registers held `before`.
+    /// as by a VM exit.
+    #[cold]
     fn fail_entry(
         &mut self,
         failure: EntryFailure,
-        before: &ArchState,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> EntryOutcome {
@@ -182,8 +193,9 @@ impl LogicalProcessor {
             reason: ENTRY_FAILURE | u32::from(exit.reason.0),
             qualification: vmcs.get(Field::EXIT_QUALIFICATION),
         };
-        let loaded = exit::host_state(vmcs, before, &exit, &self.profile, memory)
-            .map(|host| registers.load_state(&host))
+        let profile = &self.profile;
+        let loaded = exit::load_host_state(registers.state_mut(), vmcs, &exit, profile, memory)
+            .map(|()| registers.state_is_loaded())
             .and_then(|()| self.load_exit_msrs(memory, registers));
         match loaded {
             Ok(()) => EntryOutcome::Failed(failed),
@@ -195,9 +207,6 @@ impl LogicalProcessor {
     }
 
     fn report_entry(&mut self, operation: Operation, outcome: &EntryOutcome, host: &ArchState) {
-        if self.observer.is_none() {
-            return;
-        }
         let completion = match outcome {
             EntryOutcome::Fail(outcome) => Completion::Outcome(*outcome),
             EntryOutcome::Failed(failed) => Completion::EntryFailed(failed.reason),

@@ -15,13 +15,20 @@ use crate::region;
 
 /// The registers of the processor that enters and exits, as VM entry and VM exit change them.
 pub trait Registers: MsrAccess {
-    /// Loads `state` into the registers, before the MSRs of an MSR-load area.
-    fn load_state(&mut self, state: &ArchState);
+    /// Returns what the registers hold.
+    fn state(&self) -> &ArchState;
+
+    /// Returns what the registers hold, for guest or host state to be loaded into it;
+    /// [`Registers::state_is_loaded`] follows.
+    fn state_mut(&mut self) -> &mut ArchState;
+
+    /// Guest or host state has been loaded; the MSRs of an MSR-load area follow.
+    fn state_is_loaded(&mut self);
 }
 
 impl LogicalProcessor {
-    /// A VM exit from VMX non-root operation, where the registers hold `guest`. Afterwards the
-    /// processor is in VMX root operation and host state was loaded into `registers`.
+    /// A VM exit from VMX non-root operation, where `registers` hold the guest's state. Afterwards
+    /// the processor is in VMX root operation and host state was loaded into them.
     ///
     /// # Errors
     ///
@@ -34,13 +41,12 @@ impl LogicalProcessor {
     pub fn vm_exit(
         &mut self,
         exit: &VmExit,
-        guest: &ArchState,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> Result<(), VmxAbort> {
         debug_assert_eq!(self.operation, VmxOperation::NonRoot);
         self.operation = VmxOperation::Root;
-        let done = self.save_and_load(exit, guest, memory, registers);
+        let done = self.save_and_load(exit, memory, registers);
         let operation = Operation::VmExit {
             reason: exit.reason.0.into(),
         };
@@ -58,7 +64,6 @@ impl LogicalProcessor {
     fn save_and_load(
         &mut self,
         exit: &VmExit,
-        guest: &ArchState,
         memory: &mut dyn PhysicalMemory,
         registers: &mut dyn Registers,
     ) -> Result<(), VmxAbort> {
@@ -68,14 +73,14 @@ impl LogicalProcessor {
             .expect("VMX non-root operation has a current VMCS")
             .values;
         exit::record_exit(vmcs, exit);
-        exit::save_guest_state(vmcs, guest, exit, profile);
+        exit::save_guest_state(vmcs, registers.state(), exit, profile);
         let store = MsrArea::exit_store(vmcs);
         if !store.is_empty() {
             msr_area::store(store, &profile.caps, memory, registers)
                 .map_err(|_| VmxAbort::SavingGuestMsrs)?;
         }
-        let host = exit::host_state(vmcs, guest, exit, profile, memory)?;
-        registers.load_state(&host);
+        exit::load_host_state(registers.state_mut(), vmcs, exit, profile, memory)?;
+        registers.state_is_loaded();
         self.load_exit_msrs(memory, registers)
     }
 

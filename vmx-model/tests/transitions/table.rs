@@ -353,7 +353,6 @@ pub(crate) const TRANSITIONS: &[(u32, fn())] = &[
         let wide = u64::from(ExitControls::HOST_ADDRESS_SPACE_SIZE.bits());
         let vmcs = host.0.cpus[0].current_vmcs_mut().unwrap();
         vmcs.set(Field::EXIT_CONTROLS, vmcs.get(Field::EXIT_CONTROLS) & !wide);
-        let guest = host.0.registers[0].state.clone();
         let Machine {
             cpus,
             registers,
@@ -361,7 +360,7 @@ pub(crate) const TRANSITIONS: &[(u32, fn())] = &[
             ..
         } = &mut host.0;
         let exit = VmExit::new(ExitReason::CPUID);
-        let done = cpus[0].vm_exit(&exit, &guest, memory, &mut registers[0]);
+        let done = cpus[0].vm_exit(&exit, memory, &mut registers[0]);
         assert_eq!(done, Err(VmxAbort::LeavingIa32eMode));
         assert_eq!(cpus[0].abort(), Some(VmxAbort::LeavingIa32eMode));
         assert_eq!(region::read_abort_indicator(memory, A), 6);

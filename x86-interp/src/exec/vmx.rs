@@ -3,8 +3,6 @@
 //! Mode, privilege and the VM exits of VMX non-root operation are judged first
 //! ([`Cpu::check_vmx`]); then the operand is read; then the logical processor does the work.
 
-use std::sync::Arc;
-
 use iced_x86::{Code, Mnemonic};
 use vmx_model::addr::Hpa;
 use vmx_model::arch::Rflags;
@@ -67,11 +65,10 @@ impl Cpu {
         instruction: Instruction,
         insn: &Insn,
     ) -> Exec<T> {
-        let phys = Arc::clone(&self.phys);
-        let Some(processor) = self.processor_mut() else {
+        let Some((processor, mut memory)) = self.processor_and_memory() else {
             return Err(Exception::UD.into());
         };
-        let done = work(processor, &mut &*phys);
+        let done = work(processor, &mut memory);
         done.map_err(|e| self.not_executed(e, instruction, insn))
     }
 
@@ -172,9 +169,8 @@ fn check_field_access(
 ) -> Exec<bool> {
     let mut access = ShadowAccess::Exits;
     if cpu.is_non_root() {
-        let phys = Arc::clone(&cpu.phys);
         access = cpu.processor().map_or(ShadowAccess::Exits, |p| {
-            p.shadow_access(instruction, encoding, &&*phys)
+            p.shadow_access(instruction, encoding, &&*cpu.phys)
         });
     }
     cpu.check_vmx_access(instruction, insn, access)?;

@@ -5,8 +5,6 @@
 //! [`vmx_model::virtual_apic`] decides. Translations to the APIC-access page never enter the TLB, so
 //! that each access passes here.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 use vmx_model::addr::Hpa;
 use vmx_model::arch::{Activity, Rflags};
@@ -74,12 +72,10 @@ impl Cpu {
 
     /// Lets the virtual APIC change, if there is one, and notes what that leads to.
     fn with_virtual_apic(&mut self, change: impl FnOnce(&mut VirtualApic<'_>) -> Effect) {
-        let phys = Arc::clone(&self.phys);
-        let mut memory = &*phys;
-        let vmcs = match self.processor_mut() {
-            Some(processor) => processor.current_vmcs_mut(),
-            None => None,
+        let Some((processor, mut memory)) = self.processor_and_memory() else {
+            return;
         };
+        let vmcs = processor.current_vmcs_mut();
         let apic = vmcs.and_then(|vmcs| VirtualApic::of(vmcs, &mut memory));
         if let Some(mut apic) = apic {
             let effect = change(&mut apic);
@@ -169,8 +165,7 @@ impl Cpu {
 
     /// RDMSR of an x2APIC register that is virtualized.
     pub(crate) fn read_virtual_x2apic(&mut self, index: u32) -> Option<u64> {
-        let phys = Arc::clone(&self.phys);
-        match virtual_apic::read_x2apic(self.guest_vmcs()?, &&*phys, index) {
+        match virtual_apic::read_x2apic(self.guest_vmcs()?, &&*self.phys, index) {
             X2apic::Virtual(value) => Some(value),
             X2apic::Normal | X2apic::Fault => None,
         }
@@ -184,11 +179,13 @@ impl Cpu {
         if !self.is_non_root() {
             return Ok(false);
         }
-        let phys = Arc::clone(&self.phys);
-        let Some(vmcs) = self.processor_mut().and_then(|p| p.current_vmcs_mut()) else {
+        let Some((processor, mut memory)) = self.processor_and_memory() else {
             return Ok(false);
         };
-        match virtual_apic::write_x2apic(vmcs, &mut &*phys, index, value) {
+        let Some(vmcs) = processor.current_vmcs_mut() else {
+            return Ok(false);
+        };
+        match virtual_apic::write_x2apic(vmcs, &mut memory, index, value) {
             X2apic::Normal => Ok(false),
             X2apic::Fault => Err(Exception::gp(0).into()),
             X2apic::Virtual(effect) => {

@@ -4,8 +4,6 @@
 //! Handlers ask when the faults that have priority over the VM exit are out of the way. In VMX root
 //! operation and outside VMX operation the answer is always "execute".
 
-use std::sync::Arc;
-
 use vmx_model::event::{Event, EventType, Exception};
 use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
@@ -110,11 +108,10 @@ impl Cpu {
         insn: &Insn,
         linear: Option<u64>,
     ) -> Exec {
-        let phys = Arc::clone(&self.phys);
         let Some(vmcs) = self.guest_vmcs() else {
             return Ok(());
         };
-        if !bitmap::io_exits(vmcs, &&*phys, access.port, access.bytes) {
+        if !bitmap::io_exits(vmcs, &&*self.phys, access.port, access.bytes) {
             return Ok(());
         }
         let mut exit = VmExit::new(ExitReason::IO_INSTRUCTION)
@@ -149,9 +146,8 @@ impl Cpu {
         index: u32,
         insn: &Insn,
     ) -> Exec {
-        let phys = Arc::clone(&self.phys);
         match self.guest_vmcs() {
-            Some(vmcs) if exits(vmcs, &&*phys, index) => Err(self.exit_by(reason, insn, 0, 0)),
+            Some(vmcs) if exits(vmcs, &&*self.phys, index) => Err(self.exit_by(reason, insn, 0, 0)),
             _ => Ok(()),
         }
     }

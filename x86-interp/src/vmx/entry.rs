@@ -1,13 +1,12 @@
 //! VM entries: the plan of the model is applied to the processor (SDM Vol. 3C, chapter "VM
 //! Entries").
 
-use std::sync::Arc;
-
 use vmx_model::entry::EntryRest;
 use vmx_model::intercept;
 use vmx_model::precondition::NotExecuted;
 use vmx_model::processor::EntryOutcome;
 
+use super::Attached;
 use super::ept::EptInUse;
 use crate::Cpu;
 
@@ -37,16 +36,16 @@ impl Cpu {
     /// #UD outside VMX operation, or a VM exit that cannot be (the processor is in VMX non-root
     /// operation already).
     pub fn vm_entry(&mut self, instruction: EntryInstruction) -> Result<EntryOutcome, NotExecuted> {
-        let Some(mut processor) = self.vmx.processor.take() else {
+        let Some(mut attached) = self.vmx.attached.take() else {
             return Err(NotExecuted::Fault(vmx_model::event::Exception::UD));
         };
-        let state = self.arch_state();
-        let phys = Arc::clone(&self.phys);
+        self.bring_state_up_to_date();
+        let Attached { processor, memory } = &mut attached;
         let outcome = match instruction {
-            EntryInstruction::Vmlaunch => processor.vmlaunch(&state, &mut &*phys, self),
-            EntryInstruction::Vmresume => processor.vmresume(&state, &mut &*phys, self),
+            EntryInstruction::Vmlaunch => processor.vmlaunch(&mut &**memory, self),
+            EntryInstruction::Vmresume => processor.vmresume(&mut &**memory, self),
         };
-        self.vmx.processor = Some(processor);
+        self.vmx.attached = Some(attached);
         if let Ok(EntryOutcome::Entered(rest)) = &outcome {
             self.begin_non_root(rest);
         }

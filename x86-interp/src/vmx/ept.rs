@@ -3,8 +3,6 @@
 //! The model judges each entry; this module reads and updates the entries, and turns what the model
 //! says into VM exits and virtualization exceptions.
 
-use std::sync::Arc;
-
 use vmx_model::addr::Gpa;
 use vmx_model::ept::log::{self, Delivery};
 use vmx_model::ept::walk::{Step, Translation, Walk};
@@ -131,12 +129,14 @@ impl Cpu {
     }
 
     fn log_modification(&mut self, gpa: Gpa) -> Exec {
-        let phys = Arc::clone(&self.phys);
         let unblocking = self.nmi_unblocking();
-        let Some(vmcs) = self.processor_mut().and_then(|p| p.current_vmcs_mut()) else {
+        let Some((processor, mut memory)) = self.processor_and_memory() else {
             return Ok(());
         };
-        match log::log_modification(vmcs, &mut &*phys, gpa) {
+        let Some(vmcs) = processor.current_vmcs_mut() else {
+            return Ok(());
+        };
+        match log::log_modification(vmcs, &mut memory, gpa) {
             Ok(()) => Ok(()),
             Err(exit) => {
                 let qualification = exit.qualification | unblocking;
@@ -162,7 +162,6 @@ impl Cpu {
         if let Some(linear) = linear {
             exit = exit.at_linear(linear.address);
         }
-        let phys = Arc::clone(&self.phys);
         let delivery = match self.delivering {
             Some(_) => Delivery::Underway,
             None => Delivery::None,
@@ -170,7 +169,7 @@ impl Cpu {
         let cr0 = self.state.cr0;
         let is_converted = self.guest_vmcs().is_some_and(|vmcs| {
             let convertible = violation.is_convertible;
-            log::convert_violation(vmcs, &mut &*phys, &exit, convertible, cr0, delivery)
+            log::convert_violation(vmcs, &mut &*self.phys, &exit, convertible, cr0, delivery)
         });
         if is_converted {
             return Exception::plain(vector::VE).into();

@@ -1,22 +1,28 @@
 //! VM exits: from the recorded exit to host state (SDM Vol. 3C, chapter "VM Exits").
 
-use std::sync::Arc;
-
 use vmx_model::arch::ArchState;
 use vmx_model::controls::ExitControls;
 use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::processor::Registers;
 
-use super::RootSoftware;
+use super::{Attached, RootSoftware};
 use crate::stop::Stop;
 use crate::{Cpu, Exec};
 
+/// Whoever passes a processor on as registers has brought its state up to date.
 impl Registers for Cpu {
-    fn load_state(&mut self, state: &ArchState) {
-        self.state.clone_from(state);
-        self.gpr[4] = state.rsp;
-        self.set_rflags(state.rflags);
+    fn state(&self) -> &ArchState {
+        &self.state
+    }
+
+    fn state_mut(&mut self) -> &mut ArchState {
+        &mut self.state
+    }
+
+    fn state_is_loaded(&mut self) {
+        self.gpr[4] = self.state.rsp;
+        self.set_rflags(self.state.rflags);
     }
 }
 
@@ -37,11 +43,12 @@ impl Cpu {
     /// [`crate::Fault::Stop`] if the software in VMX root operation is native code, or after a VMX abort.
     pub(crate) fn complete_vm_exit(&mut self) -> Exec {
         self.tell_where_software_is();
-        let (Some(mut exit), Some(mut processor)) =
-            (self.vmx.pending_exit.take(), self.vmx.processor.take())
+        let (Some(mut exit), Some(mut attached)) =
+            (self.vmx.pending_exit.take(), self.vmx.attached.take())
         else {
             return Ok(());
         };
+        let Attached { processor, memory } = &mut attached;
         let saves_timer = processor.current_vmcs().is_some_and(|vmcs| {
             vmcs.exit()
                 .contains(ExitControls::SAVE_VMX_PREEMPTION_TIMER_VALUE)
@@ -57,10 +64,9 @@ impl Cpu {
             }
             exit.idt_vectoring = Some(event);
         }
-        let guest = self.arch_state();
-        let phys = Arc::clone(&self.phys);
-        let done = processor.vm_exit(&exit, &guest, &mut &*phys, self);
-        self.vmx.processor = Some(processor);
+        self.bring_state_up_to_date();
+        let done = processor.vm_exit(&exit, &mut &**memory, self);
+        self.vmx.attached = Some(attached);
         self.enter_root();
         match (done, self.vmx.root) {
             (Err(abort), _) => Err(self.stop(Stop::VmxAbort(abort as u32))),

@@ -31,7 +31,7 @@ pub(crate) struct Watch {
 impl Cpu {
     /// Begins or ends to watch, as the observer of the processor wishes.
     pub(super) fn choose_watch(&mut self) {
-        let processor = self.vmx.processor.as_deref_mut();
+        let processor = self.processor_mut();
         let observer = processor.and_then(|processor| processor.observer());
         let is_wanted = observer.is_some_and(|observer| observer.watches_memory());
         if is_wanted != self.vmx.watch.is_some() {
@@ -70,7 +70,7 @@ impl Cpu {
     #[inline]
     pub(crate) fn tell_where_software_is(&mut self) {
         let rip = self.state.rip;
-        if let Some(processor) = self.vmx.processor.as_deref_mut() {
+        if let Some(processor) = self.processor_mut() {
             let cpu = processor.id();
             if let Some(observer) = processor.observer() {
                 observer.software_at(cpu, rip);
@@ -81,7 +81,7 @@ impl Cpu {
     #[cold]
     fn tell_memory_access(&mut self, at: Hpa, bytes: usize, kind: AccessKind) {
         self.tell_where_software_is();
-        let Some(processor) = self.vmx.processor.as_deref_mut() else {
+        let Some(processor) = self.processor_mut() else {
             return;
         };
         let cpu = processor.id();
@@ -129,7 +129,7 @@ impl Cpu {
     fn tell_stale_translation(&mut self, ep4ta: u64, gpa: Gpa) {
         self.tell_where_software_is();
         let vpid = self.current_context.tag().vpid;
-        let Some(processor) = self.vmx.processor.as_deref_mut() else {
+        let Some(processor) = self.processor_mut() else {
             return;
         };
         let cpu = processor.id();
