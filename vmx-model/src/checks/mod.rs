@@ -323,6 +323,27 @@ const GROUPS_OF_FIELD: [u16; Field::COUNT] = {
     groups
 };
 
+const EVERY_GROUP: u16 = (1 << Group::ALL.len()) - 1;
+
+/// The groups that have a check which looks at the processor or at memory: the others need not be
+/// run again while they are clean.
+const GROUPS_LOOKING_BEYOND: u16 = {
+    let mut groups = 0;
+    let mut group = 0;
+    while group < Group::ALL.len() {
+        let checks = Group::ALL[group].checks();
+        let mut check = 0;
+        while check < checks.len() {
+            if !matches!(checks[check].beyond, Beyond::Nothing) {
+                groups |= Group::ALL[group].bit();
+            }
+            check += 1;
+        }
+        group += 1;
+    }
+    groups
+};
+
 /// The groups whose checks hold as long as none of their fields is written.
 ///
 /// Private to [`Vmcs`](crate::vmcs::Vmcs), which forgets a group when a field of it changes.
@@ -376,11 +397,14 @@ pub(crate) fn first_failure(
     clean: CleanGroups,
 ) -> (Option<&'static Check>, CleanGroups) {
     let mut known = clean;
-    for group in Group::ALL {
+    let mut left = !clean.0 & EVERY_GROUP | GROUPS_LOOKING_BEYOND;
+    while left != 0 {
+        let group = Group::ALL[left.trailing_zeros() as usize];
         if let Some(check) = group.first_failure(view, clean.contains(group)) {
             return (Some(check), known);
         }
         known.0 |= group.bit();
+        left &= left - 1;
     }
     (None, known)
 }
