@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use vmx_model::addr::Hpa;
 use vmx_model::capability::VmxProfile;
+use vmx_model::field::Field;
 use vmx_model::processor::{Invalidation, LogicalProcessor};
 use vmx_model::registry::{CpuId, RemoteVmclear, VmcsRegistry};
 use x86_interp::Cpu;
@@ -138,16 +139,30 @@ impl HostProcessor {
         }
     }
 
+    /// As [`LogicalProcessor::try_read`].
+    #[inline]
+    pub(crate) fn try_read<const N: usize>(&self, fields: [Field; N]) -> Option<[u64; N]> {
+        self.cpu.as_ref()?.processor()?.try_read(fields)
+    }
+
     /// Returns the processor that executes instructions.
+    #[inline]
     pub(crate) fn cpu(&mut self, host: &Host) -> &mut Cpu {
-        if let Some(vmx) = self.vmx.take() {
-            let clock = Box::new(host.clock());
-            let mut cpu = Box::new(Cpu::new(host.memory.clone(), Box::new(EmptyBus), clock));
-            cpu.set_arch_state(&kernel_state());
-            cpu.attach_processor(vmx, RootSoftware::Native);
-            self.cpu = Some(cpu);
+        if self.vmx.is_some() {
+            self.make_cpu(host);
         }
         self.cpu.as_mut().expect("it was made with the VMX state")
+    }
+
+    #[cold]
+    fn make_cpu(&mut self, host: &Host) {
+        let clock = Box::new(host.clock());
+        let mut cpu = Box::new(Cpu::new(host.memory.clone(), Box::new(EmptyBus), clock));
+        cpu.set_arch_state(&kernel_state());
+        if let Some(vmx) = self.vmx.take() {
+            cpu.attach_processor(vmx, RootSoftware::Native);
+        }
+        self.cpu = Some(cpu);
     }
 
     /// Returns how many instructions the processor has retired.

@@ -354,23 +354,28 @@ impl Loaded<'_> {
             self.caches.kernel_gs_base = kernel_gs_base;
             self.state.msrs.insert(KERNEL_GS_BASE, kernel_gs_base);
         }
-        self.state.regs[RSP] = self.vmcs.read(Field::GUEST_RSP);
-        self.state.rip = self.vmcs.read(Field::GUEST_RIP);
-        self.state.cr3 = self.vmcs.read(Field::GUEST_CR3);
+        let [rsp, rip, cr3] =
+            self.vmcs
+                .read_all([Field::GUEST_RSP, Field::GUEST_RIP, Field::GUEST_CR3]);
+        self.state.regs[RSP] = rsp;
+        self.state.rip = rip;
+        self.state.cr3 = cr3;
         self.save_owned_control_bits();
         if self.is_pae_paging() {
-            self.state.pdptrs = PDPTES.map(|field| self.vmcs.read(field));
+            self.state.pdptrs = self.vmcs.read_all(PDPTES);
         }
     }
 
     /// The bits of CR0 and CR4 that the guest changes without an exit.
     fn save_owned_control_bits(&mut self) {
-        let owned = !self.vmcs.read(Field::CR0_GUEST_HOST_MASK);
-        let cr0 = self.vmcs.read(Field::GUEST_CR0);
-        self.state.cr0 = self.state.cr0 & !owned | cr0 & owned;
-        let owned = !self.vmcs.read(Field::CR4_GUEST_HOST_MASK);
-        let cr4 = self.vmcs.read(Field::GUEST_CR4);
-        self.state.cr4 = self.state.cr4 & !owned | cr4 & owned;
+        let [cr0_mask, cr0, cr4_mask, cr4] = self.vmcs.read_all([
+            Field::CR0_GUEST_HOST_MASK,
+            Field::GUEST_CR0,
+            Field::CR4_GUEST_HOST_MASK,
+            Field::GUEST_CR4,
+        ]);
+        self.state.cr0 = self.state.cr0 & cr0_mask | cr0 & !cr0_mask;
+        self.state.cr4 = self.state.cr4 & cr4_mask | cr4 & !cr4_mask;
     }
 
     /// `vmx_recover_nmi_blocking()` and `vmx_complete_interrupts()`: an event whose delivery was
@@ -379,10 +384,12 @@ impl Loaded<'_> {
         self.state.nmi.injected = false;
         self.state.exception.injected = false;
         self.state.interrupt.injected = false;
-        let info = InterruptionInfo(self.vmcs.read(Field::IDT_VECTORING_INFORMATION) as u32);
-        let exit = self.vmcs.read(Field::EXIT_REASON) as u32;
+        let [info, exit] = self
+            .vmcs
+            .read_all([Field::IDT_VECTORING_INFORMATION, Field::EXIT_REASON]);
+        let info = InterruptionInfo(info as u32);
         if !info.is_valid() {
-            self.recover_nmi_blocking(exit);
+            self.recover_nmi_blocking(exit as u32);
             return;
         }
         let number = info.vector();

@@ -92,8 +92,10 @@ pub(crate) const DR6_BS: u64 = 1 << 14;
 impl Loaded<'_> {
     /// `vmx_handle_exit()`.
     pub(crate) fn handle_exit(&mut self) -> Result<Next> {
-        let reason = ExitReason(self.vmcs.read(Field::EXIT_REASON) as u16);
-        let delivering = self.vmcs.read(Field::IDT_VECTORING_INFORMATION);
+        let [reason, delivering] = self
+            .vmcs
+            .read_all([Field::EXIT_REASON, Field::IDT_VECTORING_INFORMATION]);
+        let reason = ExitReason(reason as u16);
         let delivers = InterruptionInfo(delivering as u32).is_valid();
         if delivers && !MAY_INTERRUPT_DELIVERY.contains(&reason) {
             let qualification = self.vmcs.read(Field::EXIT_QUALIFICATION);
@@ -157,8 +159,10 @@ impl Loaded<'_> {
 
     /// `kvm_skip_emulated_instruction()`: behind the instruction; a trap flag takes effect.
     pub(crate) fn skip_instruction(&mut self) -> Next {
-        let length = self.vmcs.read(Field::VM_EXIT_INSTRUCTION_LENGTH);
-        let trap = self.vmcs.read(Field::GUEST_RFLAGS) & (1 << 8) != 0;
+        let [length, rflags] = self
+            .vmcs
+            .read_all([Field::VM_EXIT_INSTRUCTION_LENGTH, Field::GUEST_RFLAGS]);
+        let trap = rflags & (1 << 8) != 0;
         self.advance_rip(length);
         self.set_interrupt_shadow(0);
         if trap {

@@ -34,6 +34,19 @@ impl<'a> CurrentVmcs<'a> {
     /// VMREAD.
     #[inline]
     pub(crate) fn read(&self, field: Field) -> u64 {
+        let [value] = self.read_all([field]);
+        value
+    }
+
+    /// VMREADs, one after the other.
+    #[inline(always)]
+    pub(crate) fn read_all<const N: usize>(&self, fields: [Field; N]) -> [u64; N] {
+        let quick = self.processor.borrow().try_read(fields);
+        quick.unwrap_or_else(|| fields.map(|field| self.read_observed(field)))
+    }
+
+    #[cold]
+    fn read_observed(&self, field: Field) -> u64 {
         let value = self.processor.borrow_mut().vmx().read(field);
         debug_assert!(value.is_ok(), "VMREAD of {}", field.name());
         value.unwrap_or(0)

@@ -115,6 +115,26 @@ impl LogicalProcessor {
         self.profile.fields.contains(found.0).then_some(found)
     }
 
+    /// Returns the values of the current VMCS, where native code that is root-mode software can
+    /// access them as VMREAD and VMWRITE do and nobody observes.
+    #[inline]
+    fn unobserved_values(&self) -> Option<&Vmcs> {
+        let is_plain = self.observer.is_none() && self.operation == VmxOperation::Root;
+        let current = self.current.as_ref().filter(|_| is_plain)?;
+        Some(&current.values)
+    }
+
+    /// VMREADs of fields by native code that is root-mode software, if they succeed and nobody
+    /// observes; `None` says nothing: [`LogicalProcessor::read`] of each has the answer then.
+    #[inline]
+    #[must_use]
+    pub fn try_read<const N: usize>(&self, fields: [Field; N]) -> Option<[u64; N]> {
+        let values = self.unobserved_values()?;
+        let known = &self.profile.fields;
+        let has_all = fields.iter().all(|field| known.contains(*field));
+        has_all.then(|| fields.map(|field| values.get(field)))
+    }
+
     /// VMREAD by native code that is root-mode software.
     ///
     /// # Errors
@@ -124,12 +144,8 @@ impl LogicalProcessor {
     /// the processor does not have.
     #[inline]
     pub fn read(&mut self, field: Field) -> Result<u64, VmxOutcome> {
-        if self.observer.is_none()
-            && self.operation == VmxOperation::Root
-            && self.profile.fields.contains(field)
-            && let Some(current) = &self.current
-        {
-            return Ok(current.values.get(field));
+        if let Some([value]) = self.try_read([field]) {
+            return Ok(value);
         }
         match self.vmread(u64::from(field.encoding())) {
             Ok(Vmread::Value(value)) => Ok(value),
