@@ -95,6 +95,8 @@ pub(crate) struct Key {
 
 /// A block.
 pub(crate) struct Block {
+    /// Where its code is.
+    pub(crate) address: Hpa,
     pub(crate) rip: u64,
     pub(crate) rip_mask: u64,
     pub(crate) mode: CodeMode,
@@ -273,15 +275,16 @@ struct Decoded {
     traits: Traits,
 }
 
-/// Decodes the block at `rip` from `bytes`, the rest of its page, for a processor that has
+/// Decodes the block of `key` from `bytes`, the rest of its page, for a processor that has
 /// `features`; `None` if not even the first instruction can be taken from there.
 pub(crate) fn build(
-    rip: u64,
+    key: &Key,
     mode: &CodeMode,
     features: &FeatureSet,
     bytes: &[u8],
     generation: *const AtomicU64,
 ) -> Option<Box<Block>> {
+    let rip = key.rip;
     let room = mode.cs_limit.checked_sub(rip)?.saturating_add(1);
     let bytes = &bytes[..bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX))];
     let decoded = decode_run(rip, mode, features, bytes);
@@ -289,7 +292,7 @@ pub(crate) fn build(
         return None;
     }
     let length = decoded.iter().map(|d| usize::from(d.insn.length)).sum();
-    Some(finish(rip, mode, &bytes[..length], decoded, generation))
+    Some(finish(key, mode, &bytes[..length], decoded, generation))
 }
 
 /// Decodes instructions, as many as the mode takes, up to the first that ends a block or that cannot be decoded
@@ -321,7 +324,7 @@ fn decode_run(rip: u64, mode: &CodeMode, features: &FeatureSet, bytes: &[u8]) ->
 
 /// Turns decoded instructions into a block.
 fn finish(
-    rip: u64,
+    key: &Key,
     mode: &CodeMode,
     bytes: &[u8],
     decoded: Vec<Decoded>,
@@ -336,9 +339,10 @@ fn finish(
             block: core::ptr::null(),
         },
     });
-    emit(rip, mode, &decoded, &mut slots);
+    emit(key.rip, mode, &decoded, &mut slots);
     let block = Box::new(Block {
-        rip,
+        address: key.address,
+        rip: key.rip,
         rip_mask: mode.rip_mask(),
         mode: *mode,
         insns: decoded.into_iter().map(|d| d.insn).collect(),

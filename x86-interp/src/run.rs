@@ -10,7 +10,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use vmx_model::addr::Hpa;
 use vmx_model::arch::{Cr0, Rflags, SegmentRegister};
 
 use crate::block::{self, Block, BlockCache, CodeMode, Key};
@@ -373,9 +372,7 @@ impl Cpu {
         };
         let found = match self.engine.blocks.get(&key) {
             Some(block) if block.is_valid(self.hot.epoch) => Some(core::ptr::from_ref(block)),
-            Some(block) if self.is_as_in_memory(key.address, block) => {
-                Some(core::ptr::from_ref(block))
-            }
+            Some(block) if self.is_as_in_memory(block) => Some(core::ptr::from_ref(block)),
             _ => self.validate_block(key, &mode),
         };
         if let Some(block) = found {
@@ -421,10 +418,10 @@ impl Cpu {
         self.hot.patch = Patch::NONE;
     }
 
-    /// Compares a block at `address` with memory that is marked as code already.
-    fn is_as_in_memory(&self, address: Hpa, block: &Block) -> bool {
-        let (offset, bytes) = (address.page_offset(), &block.bytes);
-        let Some(ram) = self.view.page(address) else {
+    /// Compares a block with memory that is marked as code already; it is valid then.
+    pub(crate) fn is_as_in_memory(&self, block: &Block) -> bool {
+        let (offset, bytes) = (block.address.page_offset(), &block.bytes);
+        let Some(ram) = self.view.page(block.address) else {
             return false;
         };
         match ram.code.marked_generation(offset, bytes.len()) {
@@ -451,7 +448,7 @@ impl Cpu {
                 }
                 let features = self.cpuid.features();
                 let generation = ram.code.generation();
-                let block = block::build(key.rip, mode, &features, bytes, generation)?;
+                let block = block::build(&key, mode, &features, bytes, generation)?;
                 self.engine.patience -= BLOCK_WORK + INSN_WORK * block.count() as i64;
                 self.engine.blocks.insert(key, block);
             }
@@ -478,13 +475,15 @@ impl Cpu {
     /// Returns which segment registers are flat and readable, and flat and writable.
     fn flat_segments(&self) -> (u8, u8) {
         let (mut read, mut write) = (0, 0);
-        for (n, s) in self.state.segments.iter().enumerate().take(6) {
-            let is_flat = s.base == 0 && s.limit == u32::MAX;
+        for (n, s) in self.state.segments[..6].iter().enumerate() {
+            if s.base != 0 || s.limit != u32::MAX {
+                continue;
+            }
             let rights = s.access;
             let is_readable = is_simple(rights.0, false)
                 || rights.is_code() && rights.is_readable() && !rights.is_unusable();
-            read |= u8::from(is_flat && is_readable) << n;
-            write |= u8::from(is_flat && is_simple(rights.0, true)) << n;
+            read |= u8::from(is_readable) << n;
+            write |= u8::from(is_simple(rights.0, true)) << n;
         }
         (read, write)
     }

@@ -6,7 +6,7 @@ use iced_x86::code_asm::*;
 use vmx_model::addr::Hpa;
 use vmx_model::arch::{AccessRights, ArchState, Cr0, Efer, Rflags, SegmentRegister};
 
-use crate::bus::{EmptyBus, InstructionClock};
+use crate::bus::{Bus, EmptyBus, InstructionClock, Suspend};
 use crate::mem::phys::{OwnedRam, PhysMap};
 use crate::run::Slice;
 use crate::test_cpu::{DATA, execute, long_mode};
@@ -197,6 +197,63 @@ fn code_written_from_outside_between_runs_is_seen() {
     cpu.phys.write_bytes(Hpa(CODE + 1), &[9]);
     assert_eq!(cpu.run(2), Stop::Budget);
     assert_eq!(cpu.general_registers()[0], 9);
+}
+
+/// At its fifth port write a device changes an instruction.
+struct Patcher {
+    map: Arc<PhysMap>,
+    at: Hpa,
+    writes: u32,
+}
+
+impl Bus for Patcher {
+    fn memory_read(&mut self, _: Hpa, _: usize) -> Result<u64, Suspend> {
+        Ok(0)
+    }
+    fn memory_write(&mut self, _: Hpa, _: usize, _: u64) -> Result<(), Suspend> {
+        Ok(())
+    }
+    fn port_read(&mut self, _: u16, _: usize) -> Result<u32, Suspend> {
+        Ok(0)
+    }
+    fn port_write(&mut self, _: u16, _: usize, _: u32) -> Result<(), Suspend> {
+        self.writes += 1;
+        if self.writes == 5 {
+            // dec ebx
+            self.map.write_bytes(self.at, &[0xff, 0xcb]);
+        }
+        Ok(())
+    }
+}
+
+/// The jumps that are linked lead to blocks that were compared before the port was written; the
+/// last but one of them to one that is out of date.
+#[test]
+fn code_written_by_a_device_is_seen_behind_linked_jumps() {
+    let code = assemble(64, |a| {
+        let (mut top, mut middle, mut last) =
+            (a.create_label(), a.create_label(), a.create_label());
+        a.set_label(&mut top)?;
+        a.out(0x10, al)?;
+        a.jmp(middle)?;
+        a.int3()?;
+        a.set_label(&mut middle)?;
+        a.inc(ebx)?;
+        a.jmp(last)?;
+        a.int3()?;
+        a.set_label(&mut last)?;
+        a.inc(ecx)?;
+        a.jmp(top)
+    });
+    let inc = code.windows(2).position(|w| w == [0xff, 0xc3]);
+    let at = Hpa(CODE + inc.expect("inc ebx") as u64);
+    let mut cpu = processor(Bits::Long64, 64, &code);
+    let map = Arc::clone(&cpu.phys);
+    cpu.bus = Box::new(Patcher { map, at, writes: 0 });
+    assert_eq!(cpu.run(6 * 7), Stop::Budget);
+    let [_, ecx, _, ebx, ..] = cpu.general_registers();
+    assert_eq!((ecx, ebx), (7, 4 - 3));
+    assert_eq!(cpu.retired(), 6 * 7);
 }
 
 #[test]

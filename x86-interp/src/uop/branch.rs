@@ -3,11 +3,12 @@
 
 use std::arch::asm;
 use std::hint::black_box;
+use std::sync::atomic::Ordering;
 
 use super::moves::conditions;
 use super::operand::{address, get, imm, set};
 use super::stack::{pop_place, push_place, set_stack_pointer};
-use super::{Handler, Header, Left, Link, Uop, bail, enter, header, host};
+use super::{Handler, Header, Left, Link, Uop, bail, enter, header, host, next};
 use crate::Cpu;
 use crate::block::Block;
 use crate::flags::LazyFlags;
@@ -115,13 +116,24 @@ unsafe fn find(cpu: *const Cpu, rip: u64) -> *const Uop {
     unsafe { (*cpu).hot.jumps.find(rip, (*cpu).hot.jump_tag) }
 }
 
-/// Leaves the run in front of a block that must not be entered now.
+/// Work of comparing a block with memory; see [`crate::run::Slice::work`].
+const COMPARISON_WORK: i64 = 1;
+
+/// In front of a block that must not be entered as it is: enters it if only its code might have
+/// changed, and has not, else leaves the run.
 #[cold]
 #[inline(never)]
-pub(crate) unsafe fn decline(cpu: *mut Cpu, entry: *const Uop) -> *const Uop {
+pub(crate) unsafe fn reconsider(cpu: *mut Cpu, entry: *const Uop) -> *const Uop {
     // SAFETY: `uop`, "Safety".
     unsafe {
+        (*cpu).note_work(COMPARISON_WORK);
         let header = entry.cast::<Header>().sub(1);
+        let budget = (*cpu).hot.budget.wrapping_sub((*header).count);
+        let is_allowed = budget >= (*cpu).hot.limit.load(Ordering::Relaxed);
+        if is_allowed && (*cpu).is_as_in_memory(&*(*header).block) {
+            (*cpu).hot.budget = budget;
+            next!(cpu, entry);
+        }
         (*cpu).state.rip = (*(*header).block).rip;
         (*cpu).hot.left = Left::Onward;
     }

@@ -144,7 +144,7 @@ macro_rules! enter {
         if budget < (*hot).limit.load(core::sync::atomic::Ordering::Relaxed)
             || generation.wrapping_add((*hot).epoch) != (*header).stamp
         {
-            return $crate::uop::branch::decline($cpu, entry);
+            return $crate::uop::branch::reconsider($cpu, entry);
         }
         (*hot).budget = budget;
         $crate::uop::next!($cpu, entry)
