@@ -9,13 +9,15 @@ use thiserror::Error;
 use x86_interp::cpuid::{CpuidEntry, CpuidTable, Feature, Output, Profile};
 use x86_interp::xstate;
 
-/// What the processor has but KVM does not offer: MONITOR exits, nested VMX, and what needs a
-/// local APIC in the kernel.
+/// What the processor has but KVM does not offer: MONITOR exits, nested VMX, what needs a local APIC
+/// in the kernel, and CET, for whose SSP there is no register here (`KVM_REG_GUEST_SSP`).
 const WITHHELD: &[Feature] = &[
     Feature::Monitor,
     Feature::Vmx,
     Feature::X2apic,
     Feature::TscDeadline,
+    Feature::CetSs,
+    Feature::CetIbt,
 ];
 
 /// The processor on which KVM runs.
@@ -91,6 +93,10 @@ static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
     for feature in WITHHELD {
         set(&mut table, *feature, false);
     }
+    table.retain(|entry| !is_of_cet(entry));
+    if let Some(entry) = find_mut(&mut table, 0xd, 1) {
+        entry.ecx = 0;
+    }
     set(&mut table, Feature::Hypervisor, true);
     // The signature "KVMKVMKVM", without a paravirtual feature behind it.
     table.push(leaf(
@@ -101,6 +107,11 @@ static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
     table.sort_by_key(|entry| (entry.function, entry.index));
     table
 });
+
+/// Whether it is the leaf of a state component of CET: those of IA32_XSS that the processor has.
+fn is_of_cet(entry: &kvm_cpuid_entry2) -> bool {
+    entry.function == 0xd && matches!(entry.index, 11 | 12)
+}
 
 fn from_profile(table: &CpuidTable) -> Vec<kvm_cpuid_entry2> {
     let entry = |e: &CpuidEntry| kvm_cpuid_entry2 {

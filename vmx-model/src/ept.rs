@@ -41,6 +41,12 @@ impl Eptp {
         self.0 & 1 << 6 != 0
     }
 
+    /// Whether supervisor shadow-stack control is enabled.
+    #[must_use]
+    pub const fn has_supervisor_shadow_stack_control(self) -> bool {
+        self.0 & 1 << 7 != 0
+    }
+
     /// Returns the address of the first EPT paging structure.
     #[must_use]
     pub const fn table(self) -> Hpa {
@@ -70,7 +76,8 @@ impl Eptp {
         has_memory_type
             && has_length
             && (cap.contains(EptVpidCap::ACCESSED_DIRTY) || !self.has_accessed_dirty())
-            && (cap.contains(EptVpidCap::SUPERVISOR_SHADOW_STACK) || self.0 & 1 << 7 == 0)
+            && (cap.contains(EptVpidCap::SUPERVISOR_SHADOW_STACK)
+                || !self.has_supervisor_shadow_stack_control())
             && self.0 & 0xf00 == 0
             && profile.facts.is_physical(self.0)
     }
@@ -95,6 +102,9 @@ const ACCESSED: u64 = 1 << 8;
 const DIRTY: u64 = 1 << 9;
 /// Execute access for user-mode linear addresses, bit 10, with mode-based execute control.
 const USER_EXECUTE: u64 = 1 << 10;
+/// Supervisor shadow stack, bit 60 of an entry that maps a page, with supervisor shadow-stack
+/// control.
+const SUPERVISOR_SHADOW_STACK: u64 = 1 << 60;
 /// Suppress #VE, bit 63.
 const SUPPRESS_VE: u64 = 1 << 63;
 
@@ -353,6 +363,8 @@ pub struct LinearAccess {
     pub is_writable: bool,
     /// Whether the guest's paging forbids execution; false without paging.
     pub is_execute_disabled: bool,
+    /// Whether the access is a shadow-stack access.
+    pub is_shadow_stack: bool,
 }
 
 /// An EPT violation.
@@ -364,6 +376,9 @@ pub struct Violation {
     pub permissions: Permissions,
     /// Whether the entry that ended the walk lets the violation be converted to #VE.
     pub is_convertible: bool,
+    /// Whether that entry maps a page of supervisor shadow stacks; false without supervisor
+    /// shadow-stack control.
+    pub is_supervisor_shadow_stack_page: bool,
 }
 
 impl Violation {
@@ -373,11 +388,13 @@ impl Violation {
     /// is the executor's to add.
     #[must_use]
     pub fn qualification(&self, rules: &EptRules, linear: Option<&LinearAccess>) -> u64 {
-        let mut bits = self.access.qualification() | self.permissions.qualification(rules);
+        let mut bits = self.access.qualification()
+            | self.permissions.qualification(rules)
+            | u64::from(self.is_supervisor_shadow_stack_page) << 14;
         let Some(linear) = linear else {
             return bits;
         };
-        bits |= 1 << 7 | u64::from(linear.is_final) << 8;
+        bits |= 1 << 7 | u64::from(linear.is_final) << 8 | u64::from(linear.is_shadow_stack) << 13;
         if linear.is_final && rules.cap.contains(EptVpidCap::ADVANCED_EXIT_INFORMATION) {
             bits |= u64::from(linear.is_user) << 9
                 | u64::from(linear.is_writable) << 10

@@ -70,6 +70,9 @@ pub(crate) struct CodeMode {
     pub(crate) has_avx: bool,
     /// x87 instructions neither fault nor trap to system software: CR0.EM and CR0.TS are clear.
     pub(crate) has_x87: bool,
+    /// Shadow stacks or indirect-branch tracking are in use: near branches and ENDBRANCH have no hot
+    /// form then.
+    pub(crate) is_cet_active: bool,
 }
 
 impl CodeMode {

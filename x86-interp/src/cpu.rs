@@ -306,6 +306,7 @@ impl Cpu {
     /// What ended the instruction.
     pub fn execute_plain(&mut self) -> Exec {
         self.be_patient();
+        self.check_endbranch()?;
         self.execute_outside_blocks()
     }
 

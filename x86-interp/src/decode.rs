@@ -30,6 +30,7 @@ pub(crate) fn resolve(i: &Instruction, plain: Plain) -> Insn {
         address_bytes: address_bytes(i, bitness),
         repeat: repeat(i),
         locked: i.has_lock_prefix(),
+        is_no_track: i.segment_prefix() == Register::DS,
         operands,
         memory: memory(i),
         vector: vector_form(i),

@@ -14,6 +14,7 @@ use vmx_model::event::{Event, EventType, Exception, vector};
 use vmx_model::exit::VmExit;
 use vmx_model::exit_reason::ExitReason;
 
+use crate::cet::transfer::{Entry, Source};
 use crate::descriptor::{Column, Descriptor, Selector, System};
 use crate::exec::interrupt::IntTarget;
 use crate::fault::Fault;
@@ -369,7 +370,12 @@ impl Cpu {
             return Err(Exception::gp(0).into());
         }
         let code = self.accessed(target.selector, target.descriptor)?;
-        self.push_event(event, &mut stack, size, is_inner)?;
+        let source = if is_inner {
+            Source::Level
+        } else {
+            Source::Current
+        };
+        self.push_event(event, &mut stack, size, is_inner, &target, source)?;
         if from_virtual {
             self.clear_data_segments();
         }
@@ -381,8 +387,31 @@ impl Cpu {
         Ok(())
     }
 
-    /// Pushes the frame of `event`: what is interrupted, and the error code.
-    fn push_event(&mut self, event: &Event, stack: &mut Stack, size: u8, is_inner: bool) -> Exec {
+    /// Pushes the frame of `event` on the stack, and what belongs to it on the shadow stack.
+    fn push_event(
+        &mut self,
+        event: &Event,
+        stack: &mut Stack,
+        size: u8,
+        is_inner: bool,
+        target: &Target,
+        source: Source,
+    ) -> Exec {
+        let (frame, count) = self.event_frame(event, is_inner);
+        let entry = Entry {
+            level: target.level,
+            source,
+            to_long: size == 8,
+            return_lip: self.lip_of(self.return_rip(event)),
+        };
+        let checked = self.check_entry_under_cet(stack, size, count, &entry)?;
+        self.push_frame(stack, size, &frame[..count])?;
+        self.enter_shadow(checked)
+    }
+
+    /// Returns the frame of `event`, what is interrupted and the error code, and how many values it
+    /// has.
+    fn event_frame(&self, event: &Event, is_inner: bool) -> ([u64; 10], usize) {
         let selector = |cpu: &Self, s| u64::from(cpu.state.segment(s).selector);
         let mut frame = [0; 10];
         let mut count = 0;
@@ -405,7 +434,7 @@ impl Cpu {
         if let Some(code) = event.error_code {
             push(u64::from(code));
         }
-        self.push_frame(stack, size, &frame[..count])
+        (frame, count)
     }
 
     /// Loads CS:RIP and the flags of a handler.
@@ -459,7 +488,12 @@ impl Cpu {
             return Err(Exception::gp(0).into());
         }
         let code = self.accessed(target.selector, target.descriptor)?;
-        self.push_event(event, &mut stack, 8, true)?;
+        let source = match gate.interrupt_stack() {
+            0 if is_inner => Source::Level,
+            0 => Source::Current,
+            index => Source::Table(index),
+        };
+        self.push_event(event, &mut stack, 8, true, &target, source)?;
         if is_inner {
             self.set_segment(SegmentRegister::Ss, stack.segment);
         }

@@ -52,6 +52,18 @@ impl Fetched {
     }
 }
 
+/// What the bytes at RIP are.
+pub(crate) enum Decoded {
+    /// An instruction.
+    Insn(Insn),
+    /// No instruction that the processor has.
+    Undefined,
+    /// More bytes than an instruction may have.
+    TooLong,
+    /// An instruction that nobody executes.
+    Unimplemented(Unimplemented),
+}
+
 impl Cpu {
     /// Goes on fetching as long as the bytes are those of the instruction that was here before;
     /// returns it if all are.
@@ -103,11 +115,24 @@ impl Cpu {
 
     /// Fetches and decodes the instruction at RIP.
     pub(crate) fn fetch(&mut self) -> Exec<Insn> {
+        match self.decode_next()? {
+            Decoded::Insn(insn) => Ok(insn),
+            Decoded::Undefined => Err(Exception::UD.into()),
+            Decoded::TooLong => Err(Exception::gp(0).into()),
+            Decoded::Unimplemented(what) => Err(self.stop(Stop::Unimplemented(what))),
+        }
+    }
+
+    /// Fetches the bytes at RIP, and says what they are.
+    ///
+    /// # Errors
+    /// The fault of the fetch.
+    pub(crate) fn decode_next(&mut self) -> Exec<Decoded> {
         let mut bytes = [0; 15];
         let rip = self.state.rip;
         let mut have = self.fetch_from_page(&mut bytes[..14])?;
         if let Some(insn) = self.fetch_known(&mut bytes, &mut have)? {
-            return Ok(insn);
+            return Ok(Decoded::Insn(insn));
         }
         loop {
             let options = self.cpuid.features().decoder_options();
@@ -116,25 +141,21 @@ impl Cpu {
             if !i.is_invalid() {
                 let features = self.cpuid.features();
                 if !decode::exists(i.code(), &features, self.mode().has_vex()) {
-                    return Err(Exception::UD.into());
+                    return Ok(Decoded::Undefined);
                 }
                 let Some(row) = exec::lookup(i.code()) else {
                     let length = i.len() as u8;
-                    return Err(self.stop(Stop::Unimplemented(Unimplemented {
-                        rip,
-                        bytes,
-                        length,
-                    })));
+                    return Ok(Decoded::Unimplemented(Unimplemented { rip, bytes, length }));
                 };
                 let insn = decode::resolve(&i, row.plain);
                 self.remember_fetched(&insn, bytes);
-                return Ok(insn);
+                return Ok(Decoded::Insn(insn));
             }
             if have == 15 && self.needs_more(&bytes[1..]) {
-                return Err(Exception::gp(0).into());
+                return Ok(Decoded::TooLong);
             }
             if decoder.last_error() != iced_x86::DecoderError::NoMoreBytes {
-                return Err(Exception::UD.into());
+                return Ok(Decoded::Undefined);
             }
             bytes[have] = self.fetch_byte(have)?;
             have += 1;

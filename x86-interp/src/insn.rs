@@ -143,6 +143,8 @@ pub struct Insn {
     pub repeat: Repeat,
     /// Whether there is a LOCK prefix.
     pub locked: bool,
+    /// Whether the prefix of DS is the segment prefix, which is NOTRACK for near indirect branches.
+    pub is_no_track: bool,
     /// The operands in the SDM's order.
     pub operands: [Operand; 4],
     /// The memory operand, if an operand is [`Operand::Memory`]; also the source segment of string

@@ -11,6 +11,7 @@ compile_error!("the register file is addressed by byte offset: little-endian hos
 pub(crate) mod alu;
 pub(crate) mod block;
 pub mod bus;
+pub(crate) mod cet;
 pub mod cpu;
 pub mod cpuid;
 pub(crate) mod decode;

@@ -54,6 +54,9 @@ fn init_registers(state: &mut ArchState) {
     state.interruptibility = Interruptibility::empty();
     state.pending_debug = 0;
     state.pdptes = [0; 4];
+    state.s_cet = 0;
+    state.ssp = 0;
+    state.interrupt_ssp_table = 0;
 }
 
 fn data_segment(selector: u16) -> Segment {
@@ -86,7 +89,7 @@ impl Cpu {
     }
 
     /// Puts the processor into the state after INIT: like RESET, but the cache bits of CR0, the
-    /// MSRs and the FPU state stay.
+    /// MSRs other than those of CET and the FPU state stay.
     pub fn init(&mut self) {
         let cache_bits = self.state.cr0.intersection(Cr0::CD | Cr0::NW);
         init_registers(&mut self.state);
@@ -94,6 +97,8 @@ impl Cpu {
         self.system.cr2 = 0;
         self.system.breakpoints = [0; 4];
         self.system.dr6 = DR6_FIXED1;
+        self.msrs.u_cet = 0;
+        self.msrs.pl_ssp = [0; 4];
         self.clear_registers();
     }
 

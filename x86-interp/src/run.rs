@@ -272,6 +272,7 @@ impl Cpu {
             self.outside_may_have_written();
             return Ok(());
         }
+        self.check_endbranch()?;
         let end = self.timer_horizon(end.saturating_add(slack));
         if !self.needs_step() {
             self.run_blocks(end, false)?;
@@ -519,6 +520,7 @@ impl Cpu {
             has_sse: self.check_sse().is_ok(),
             has_vex: self.mode().has_vex(),
             has_avx: self.check_avx().is_ok(),
+            is_cet_active: self.is_cet_active(),
             has_x87: !self.state.cr0.intersects(Cr0::EM | Cr0::TS),
         }
     }

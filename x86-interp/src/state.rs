@@ -18,7 +18,7 @@ use crate::system::SystemRegisters;
 use crate::vmx::VmxContextState;
 
 /// The version of [`CpuState`] that this crate writes and reads.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The state of a processor between two instructions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

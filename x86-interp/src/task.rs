@@ -11,9 +11,10 @@
 //! the fault.
 
 use vmx_model::addr::Linear;
-use vmx_model::arch::{AccessRights, Cr0, Rflags, Segment, SegmentRegister};
+use vmx_model::arch::{AccessRights, Cr0, Cr4, Rflags, Segment, SegmentRegister};
 use vmx_model::event::Exception;
 
+use crate::cet::task::{TSS_LIMIT, TaskShadow};
 use crate::descriptor::{Descriptor, Selector, System, TSS_BUSY};
 use crate::exec::iret::EFLAGS_MASK;
 use crate::mem::{Access, Privilege};
@@ -161,12 +162,23 @@ impl Cpu {
             layout: Layout::of(size),
             return_rip,
         };
-        self.read_tss(&switch)?;
+        let image = self.read_tss(&switch)?;
+        let shadow = self.task_shadow(&switch, &image)?;
         self.save_task(&switch)?;
+        self.leave_task_shadow(&shadow)?;
         // Read again: the task may be its own successor.
         let image = self.read_tss(&switch)?;
         self.load_task(&switch, &image)?;
+        self.enter_task_shadow(&shadow, selector)?;
         Ok(size)
+    }
+
+    fn task_shadow(&mut self, switch: &Switch, image: &[u8]) -> Exec<TaskShadow> {
+        let layout = switch.layout;
+        let cs = layout.selector(image, SegmentRegister::Cs as usize);
+        let flags = Rflags::from_bits_retain(u64::from(layout.register(image, 1)));
+        let base = switch.descriptor.base();
+        self.check_task_shadow(switch.source, base, cs, flags, switch.return_rip)
     }
 
     /// Checks the descriptor of the TSS to switch to.
@@ -189,7 +201,10 @@ impl Cpu {
         if !descriptor.access().is_present() {
             return Err(Exception::np(code).into());
         }
-        if (descriptor.limit() as usize) < Layout::of(size).bytes - 1 {
+        // With CET there is SSP behind the other fields, which the 16-bit TSS has not.
+        let has_cet = self.state.cr4.contains(Cr4::CET);
+        let is_too_short = descriptor.limit() < TSS_LIMIT || size == 2;
+        if (descriptor.limit() as usize) < Layout::of(size).bytes - 1 || has_cet && is_too_short {
             return Err(Exception::ts(code).into());
         }
         Ok((descriptor, size))

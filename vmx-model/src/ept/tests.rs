@@ -108,6 +108,7 @@ fn violation(access: Access, permissions: u64) -> Violation {
         access,
         permissions: Permissions(permissions),
         is_convertible: true,
+        is_supervisor_shadow_stack_page: false,
     }
 }
 
@@ -119,6 +120,7 @@ fn the_qualification_has_its_layout() {
         is_user: true,
         is_writable: true,
         is_execute_disabled: true,
+        is_shadow_stack: false,
     };
     let structure = LinearAccess {
         is_final: false,

@@ -1,8 +1,8 @@
 //! A walk of the EPT paging structures, an entry at a time.
 
 use super::{
-    ACCESSED, Access, DIRTY, EptRules, Eptp, Judgement, Level, Page, Permissions, SUPPRESS_VE,
-    Violation, index, judge,
+    ACCESSED, Access, DIRTY, EptRules, Eptp, Judgement, Level, Page, Permissions,
+    SUPERVISOR_SHADOW_STACK, SUPPRESS_VE, Violation, index, judge,
 };
 use crate::addr::{Gpa, Hpa};
 
@@ -37,6 +37,8 @@ pub struct Walk {
     gpa: Gpa,
     access: Access,
     is_user: bool,
+    /// The access is one to a supervisor shadow stack, under supervisor shadow-stack control.
+    is_to_shadow_stack: bool,
     level: Level,
     table: Hpa,
     permissions: Permissions,
@@ -118,6 +120,7 @@ impl Walk {
                 access,
                 permissions,
                 is_convertible: false,
+                is_supervisor_shadow_stack_page: false,
             });
         }
         Ok(Self {
@@ -125,6 +128,7 @@ impl Walk {
             gpa,
             access,
             is_user,
+            is_to_shadow_stack: false,
             level,
             table: eptp.table(),
             permissions: Permissions::ALL,
@@ -135,6 +139,13 @@ impl Walk {
             }; 5],
             count: 0,
         })
+    }
+
+    /// Returns the walk for a supervisor shadow-stack access.
+    #[must_use]
+    pub const fn to_supervisor_shadow_stack(mut self) -> Self {
+        self.is_to_shadow_stack = self.eptp.has_supervisor_shadow_stack_control();
+        self
     }
 
     /// Returns where the next entry is.
@@ -155,7 +166,8 @@ impl Walk {
         if judgement == Judgement::Misconfigured {
             return Step::Misconfiguration;
         }
-        self.permissions = self.permissions.and(entry);
+        let before = self.permissions;
+        self.permissions = before.and(entry);
         match judgement {
             Judgement::Table(table) => {
                 self.note(entry, ACCESSED);
@@ -163,14 +175,31 @@ impl Walk {
                 self.level -= 1;
                 Step::Next
             }
-            Judgement::Page(page) if self.permissions.allow(rules, self.access, self.is_user) => {
+            Judgement::Page(page) if self.permits(before, entry, rules) => {
                 Step::Done(self.finish(entry, page))
             }
             _ => Step::Violation(Violation {
                 access: self.access,
                 permissions: self.permissions,
                 is_convertible: entry & SUPPRESS_VE == 0,
+                is_supervisor_shadow_stack_page: matches!(judgement, Judgement::Page(_))
+                    && self.eptp.has_supervisor_shadow_stack_control()
+                    && entry & SUPERVISOR_SHADOW_STACK != 0,
             }),
+        }
+    }
+
+    /// Whether the access is permitted by `entry`, which maps the page, and by those before it.
+    ///
+    /// SDM Vol. 3C, "EPT Violations": under supervisor shadow-stack control a supervisor
+    /// shadow-stack access needs bit 60 of the entry that maps the page, and not its bit 1.
+    const fn permits(&self, before: Permissions, entry: u64, rules: &EptRules) -> bool {
+        if self.is_to_shadow_stack {
+            before.can_write()
+                && self.permissions.can_read()
+                && entry & SUPERVISOR_SHADOW_STACK != 0
+        } else {
+            self.permissions.allow(rules, self.access, self.is_user)
         }
     }
 

@@ -211,6 +211,7 @@ const CR4_FEATURES: &[(Cr4, Feature)] = &[
     (Cr4::SMAP, Feature::Smap),
     (Cr4::PKE, Feature::Pku),
     (Cr4::CET, Feature::CetSs),
+    (Cr4::CET, Feature::CetIbt),
     (Cr4::PKS, Feature::Pks),
 ];
 

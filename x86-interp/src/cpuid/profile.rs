@@ -81,7 +81,7 @@ const SYSTEM: &[Feature] = &[
 
 /// System features that the default profile does not have.
 #[rustfmt::skip]
-const RARE: &[Feature] = &[F::Pks, F::Waitpkg, F::Movdir64b];
+const RARE: &[Feature] = &[F::Pks, F::Waitpkg, F::Movdir64b, F::CetSs, F::CetIbt];
 
 /// Vector instruction sets that no level has.
 #[rustfmt::skip]
@@ -105,8 +105,8 @@ impl Profile {
             SYSTEM,
         ],
     );
-    /// Every instruction set that this crate executes; protection keys for supervisor pages, and
-    /// user-level waiting.
+    /// Every instruction set that this crate executes; protection keys for supervisor pages,
+    /// user-level waiting, shadow stacks and indirect-branch tracking.
     pub const EVERYTHING: Self = Self {
         physical_address_bits: 52,
         ..Self::server(

@@ -10,7 +10,8 @@ use vmx_model::event::{Exception, vector};
 
 use super::Row;
 use super::form::{ending, operand_bytes};
-use crate::insn::{Insn, Plain};
+use crate::cet::Cp;
+use crate::insn::{Insn, Operand, Plain};
 use crate::mem::access::address_mask;
 use crate::mode::Mode;
 use crate::width::Width;
@@ -71,22 +72,72 @@ fn check_target(cpu: &Cpu, target: u64) -> Exec {
 /// JMP, near: relative, or to the address in a register or memory.
 pub(crate) fn jmp<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let target = cpu.read::<W>(insn, 0)?.to_u64();
-    jump_to(cpu, target)
+    jump_to(cpu, target)?;
+    if !is_direct(insn) {
+        cpu.track_near(insn.is_no_track);
+    }
+    Ok(())
+}
+
+fn is_direct(insn: &Insn) -> bool {
+    matches!(insn.operands[0], Operand::Branch(_))
 }
 
 /// CALL, near: relative, or to the address in a register or memory.
 pub(crate) fn call<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let target = cpu.read::<W>(insn, 0)?.to_u64();
     check_target(cpu, target)?;
-    cpu.push(W::from_u64(cpu.next_rip))?;
+    // A call of the next instruction reads RIP: it will not return.
+    let is_pushed = !is_direct(insn) || target != cpu.next_rip;
+    if is_pushed && cpu.has_shadow_stack() {
+        push_both::<W>(cpu)?;
+    } else {
+        cpu.push(W::from_u64(cpu.next_rip))?;
+    }
     cpu.next_rip = target;
+    if !is_direct(insn) {
+        cpu.track_near(insn.is_no_track);
+    }
+    Ok(())
+}
+
+/// Returns the size of a return address on the shadow stack: that of IP is padded.
+fn shadow_bytes<W: Width>() -> usize {
+    W::BYTES.max(4)
+}
+
+/// Pushes the return address on the stack and on the shadow stack, or on neither.
+fn push_both<W: Width>(cpu: &mut Cpu) -> Exec {
+    let value = W::from_u64(cpu.next_rip);
+    let (bytes, level) = (shadow_bytes::<W>(), cpu.cpl());
+    let top = cpu.stack_offset((W::BYTES as u64).wrapping_neg());
+    cpu.check_store_to::<W>(SegmentRegister::Ss, top)?;
+    let ssp = cpu.shadow_offset(cpu.state.ssp, (bytes as u64).wrapping_neg());
+    cpu.check_shadow_store(ssp, bytes, level)?;
+    cpu.push(value)?;
+    cpu.store_shadow(ssp, value.to_u64(), bytes, level)?;
+    cpu.state.ssp = ssp;
+    Ok(())
+}
+
+/// Pops the return address from the shadow stack: #CP(NEAR-RET) if it is not `target`.
+fn pop_shadow<W: Width>(cpu: &mut Cpu, target: u64) -> Exec {
+    let (ssp, bytes) = (cpu.state.ssp, shadow_bytes::<W>());
+    if cpu.load_shadow(ssp, bytes, cpu.cpl())? != target {
+        return Err(Cp::NearRet.into());
+    }
+    cpu.state.ssp = cpu.shadow_offset(ssp, bytes as u64);
     Ok(())
 }
 
 /// RET, near: pops the return address, then releases the bytes that the immediate tells.
 pub(crate) fn ret<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Exec {
     let target = cpu.peek::<W>(0)?.to_u64();
-    jump_to(cpu, target)?;
+    check_target(cpu, target)?;
+    if cpu.has_shadow_stack() {
+        pop_shadow::<W>(cpu, target)?;
+    }
+    cpu.next_rip = target;
     let release = cpu.read::<u16>(insn, 0).unwrap_or(0);
     cpu.release_stack(W::BYTES as u64 + u64::from(release));
     Ok(())

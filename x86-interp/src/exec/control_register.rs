@@ -175,7 +175,12 @@ impl Cpu {
         let old = self.state.cr0;
         let new = Cr0::from_bits_retain(value) & CR0_DEFINED | Cr0::ET;
         let efer = self.efer_with_paging(new);
-        if value >> 32 != 0 || !is_cr0_consistent(new) || !self.may_switch_paging(new) {
+        let is_protection_lost = self.state.cr4.contains(Cr4::CET) && !new.contains(Cr0::WP);
+        if value >> 32 != 0
+            || !is_cr0_consistent(new)
+            || !self.may_switch_paging(new)
+            || is_protection_lost
+        {
             return Err(Exception::gp(0).into());
         }
         self.check_cr0_in_vmx(new.bits())?;

@@ -9,6 +9,7 @@ use vmx_model::arch::{Segment, SegmentRegister};
 use vmx_model::event::Exception;
 
 use super::{Row, Traits};
+use crate::cet::transfer::{Entry, Return, Source};
 use crate::descriptor::{Column, Descriptor, Selector, System};
 use crate::insn::{Insn, Operand, Plain};
 use crate::mem::access::address_mask;
@@ -154,10 +155,9 @@ impl Cpu {
         let offset = self.code_offset(&descriptor.segment(far.selector), offset)?;
         let mut segment = self.accessed(far.selector, descriptor)?;
         segment.selector = far.selector.with_rpl(cpl).0;
-        if far.transfer == Transfer::Call {
-            let mut stack = self.stack();
-            self.push_return(&mut stack, far.size)?;
-            self.set_stack_pointer(&stack);
+        match far.transfer {
+            Transfer::Call => self.call_same_level(self.stack(), far.size, &segment)?,
+            Transfer::Jump => self.jump_under_cet(&segment)?,
         }
         self.enter_code(segment, offset);
         Ok(())
@@ -189,6 +189,29 @@ impl Cpu {
     fn push_return(&mut self, stack: &mut Stack, size: u8) -> Exec {
         let cs = u64::from(self.state.segment(SegmentRegister::Cs).selector);
         self.push_frame(stack, size, &[cs, self.next_rip])
+    }
+
+    /// Pushes the return address, also on the shadow stack: a CALL that does not change the
+    /// privilege level.
+    fn call_same_level(&mut self, mut stack: Stack, size: u8, code: &Segment) -> Exec {
+        let entry = Entry {
+            level: self.cpl(),
+            source: Source::Current,
+            to_long: self.is_long_code(code),
+            return_lip: self.lip_of(self.next_rip),
+        };
+        let checked = self.check_entry_under_cet(&stack, size, 2, &entry)?;
+        self.push_return(&mut stack, size)?;
+        self.enter_shadow(checked)?;
+        self.set_stack_pointer(&stack);
+        Ok(())
+    }
+
+    /// JMP to a code segment, which does not change the privilege level.
+    fn jump_under_cet(&mut self, code: &Segment) -> Exec {
+        self.check_shadow_jump(code)?;
+        self.track_far(self.cpl());
+        Ok(())
     }
 
     /// Loads CS and the instruction pointer.
@@ -224,13 +247,9 @@ impl Cpu {
         let mut segment = self.accessed(selector, descriptor)?;
         segment.selector = selector.with_rpl(level).0;
         match far.transfer {
-            Transfer::Jump => {}
-            Transfer::Call if is_inner => self.call_inner(gate, size, level)?,
-            Transfer::Call => {
-                let mut stack = self.stack_for_gate(size);
-                self.push_return(&mut stack, size)?;
-                self.set_stack_pointer(&stack);
-            }
+            Transfer::Jump => self.jump_under_cet(&segment)?,
+            Transfer::Call if is_inner => self.call_inner(gate, size, level, &segment)?,
+            Transfer::Call => self.call_same_level(self.stack_for_gate(size), size, &segment)?,
         }
         self.enter_code(segment, offset);
         Ok(())
@@ -245,7 +264,7 @@ impl Cpu {
     }
 
     /// "MORE-PRIVILEGE": switches the stack, copies the parameters, pushes the return address.
-    fn call_inner(&mut self, gate: Descriptor, size: u8, level: u8) -> Exec {
+    fn call_inner(&mut self, gate: Descriptor, size: u8, level: u8, code: &Segment) -> Exec {
         let mut inner = if size == 8 {
             let pointer = self.tss_pointer(4 + 8 * u64::from(level))?;
             let selector = Selector(u16::from(level));
@@ -264,7 +283,15 @@ impl Cpu {
         }
         frame[2 + count] = u64::from(self.state.segment(SegmentRegister::Cs).selector);
         frame[3 + count] = self.next_rip;
+        let entry = Entry {
+            level,
+            source: Source::Level,
+            to_long: self.is_long_code(code),
+            return_lip: self.lip_of(self.next_rip),
+        };
+        let checked = self.check_entry_under_cet(&inner, size, 4 + count, &entry)?;
         self.push_frame(&mut inner, size, &frame[..4 + count])?;
+        self.enter_shadow(checked)?;
         self.set_segment(SegmentRegister::Ss, inner.segment);
         self.set_stack_pointer(&inner);
         Ok(())
@@ -305,7 +332,14 @@ impl Cpu {
         stack.move_by(parameters);
         if selector.rpl() == self.cpl() {
             let offset = self.code_offset(&code, offset)?;
+            let shadow = self.check_shadow_return(&Return {
+                code: &code,
+                selector,
+                offset,
+                is_iret: false,
+            })?;
             self.accessed(selector, descriptor)?;
+            self.leave_shadow(&shadow)?;
             self.set_stack_pointer(&stack);
             self.enter_code(code, offset);
             return Ok(());
@@ -314,7 +348,14 @@ impl Cpu {
         let ss = Selector(self.pop_value(&mut stack, size)? as u16);
         let segment = self.return_stack_segment(ss, selector.rpl(), &code)?;
         let offset = self.code_offset(&code, offset)?;
+        let shadow = self.check_shadow_return(&Return {
+            code: &code,
+            selector,
+            offset,
+            is_iret: false,
+        })?;
         self.accessed(selector, descriptor)?;
+        self.leave_shadow(&shadow)?;
         self.return_outward(code, offset, segment, pointer, parameters);
         Ok(())
     }

@@ -62,6 +62,7 @@ fn syscall(cpu: &mut Cpu, _: &Insn) -> Exec {
     if cpu.mode() != Mode::Long || !cpu.state.efer.contains(Efer::SCE) {
         return Err(Exception::UD.into());
     }
+    cpu.enter_shadow_by_call();
     let flags = cpu.rflags();
     cpu.gpr[RCX] = cpu.next_rip;
     cpu.gpr[R11] = flags.bits();
@@ -96,6 +97,7 @@ fn sysret(cpu: &mut Cpu, insn: &Insn) -> Exec {
         (flat(base | 3, CODE32, 3), rip & 0xffff_ffff)
     };
     let loaded = EFLAGS_MASK & !(Rflags::RF | Rflags::VM).bits();
+    cpu.leave_shadow_to_user();
     cpu.enter_flat(code, stack, rip);
     cpu.set_rflags(Rflags::from_bits_retain(cpu.gpr[R11] & loaded));
 
@@ -108,6 +110,7 @@ fn sysenter(cpu: &mut Cpu, _: &Insn) -> Exec {
     if cpu.mode() == Mode::Real || selector & !3 == 0 {
         return Err(Exception::gp(0).into());
     }
+    cpu.enter_shadow_by_call();
     let is_ia32e = cpu.mode().is_ia32e();
     let width = if is_ia32e { u64::MAX } else { 0xffff_ffff };
     let cleared = Rflags::VM | Rflags::IF | Rflags::RF;
@@ -138,6 +141,7 @@ fn sysexit(cpu: &mut Cpu, insn: &Insn) -> Exec {
         let code = flat(base.wrapping_add(16) | 3, CODE32, 3);
         (code, flat(base.wrapping_add(24) | 3, STACK, 3), 0xffff_ffff)
     };
+    cpu.leave_shadow_to_user();
     cpu.gpr[RSP] = rsp & width;
     cpu.enter_flat(code, stack, rip & width);
     Ok(())

@@ -4,11 +4,12 @@
 //! Vol. 3B, "Entering Virtual-8086 Mode", "Interrupt and Exception Handling in Virtual-8086 Mode".
 
 use iced_x86::{Code, Mnemonic};
-use vmx_model::arch::{Cr4, Interruptibility, Rflags, SegmentRegister};
+use vmx_model::arch::{Cr4, Interruptibility, Rflags, Segment, SegmentRegister};
 use vmx_model::event::Exception;
 
 use super::{Row, Traits};
-use crate::descriptor::{Column, Selector};
+use crate::cet::transfer::Return;
+use crate::descriptor::{Column, Descriptor, Selector};
 use crate::fault::Fault;
 use crate::insn::Insn;
 use crate::mem::stack::Stack;
@@ -162,7 +163,7 @@ impl Cpu {
         let loaded = self.flags_by_privilege(size);
         if !pops_stack {
             let offset = self.code_offset(&code, frame.offset)?;
-            self.accessed(frame.selector, descriptor)?;
+            self.leave_by_iret(&code, offset, frame.selector, descriptor)?;
             self.set_stack_pointer(&stack);
             self.enter_code(code, offset);
         } else {
@@ -170,11 +171,29 @@ impl Cpu {
             let ss = Selector(self.pop_value(&mut stack, size)? as u16);
             let segment = self.return_stack_segment(ss, level, &code)?;
             let offset = self.code_offset(&code, frame.offset)?;
-            self.accessed(frame.selector, descriptor)?;
+            self.leave_by_iret(&code, offset, frame.selector, descriptor)?;
             self.return_outward(code, offset, segment, pointer, 0);
         }
         self.load_flags(frame.flags, loaded);
         Ok(())
+    }
+
+    /// Marks the code segment as accessed, and pops the frame of the shadow stack.
+    fn leave_by_iret(
+        &mut self,
+        code: &Segment,
+        offset: u64,
+        selector: Selector,
+        descriptor: Descriptor,
+    ) -> Exec {
+        let shadow = self.check_shadow_return(&Return {
+            code,
+            selector,
+            offset,
+            is_iret: true,
+        })?;
+        self.accessed(selector, descriptor)?;
+        self.leave_shadow(&shadow)
     }
 
     /// "RETURN-TO-VIRTUAL-8086-MODE", from privilege level 0.
@@ -188,6 +207,7 @@ impl Cpu {
         if frame.offset > 0xffff {
             return Err(Exception::gp(0).into());
         }
+        self.leave_shadow_to_virtual_8086()?;
         self.load_flags(frame.flags, Rflags::from_bits_retain(EFLAGS_MASK));
         self.enter_code(virtual_8086_segment(frame.selector.0), frame.offset);
         for (register, selector) in POPPED_SEGMENTS.into_iter().zip(selectors) {

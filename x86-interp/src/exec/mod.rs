@@ -30,6 +30,7 @@ mod msr;
 mod nothing;
 mod protection;
 pub(crate) mod segment;
+mod shadow_stack;
 mod shift;
 pub(crate) mod simd;
 mod stack;
@@ -81,6 +82,7 @@ const TABLES: &[fn(Code) -> Option<Row>] = &[
     string::lookup,
     stack::lookup,
     nothing::lookup,
+    shadow_stack::lookup,
     flags::lookup,
     control::lookup,
     condition::lookup,

@@ -1,8 +1,8 @@
 //! Instructions without effect, and those that are always undefined (SDM Vol. 1, "Miscellaneous
 //! Instructions").
 //!
-//! The reserved NOP space, prefetch hints, and ENDBR and RDSSP on a processor without CET (no profile
-//! has it) do nothing, and do not access their memory operand. PAUSE may exit, and is with the VMX instructions.
+//! The reserved NOP space and prefetch hints do nothing, and do not access their memory operand.
+//! PAUSE may exit, and is with the VMX instructions.
 
 use iced_x86::{Code, Mnemonic};
 use vmx_model::event::Exception;
@@ -17,10 +17,6 @@ pub(crate) fn lookup(code: Code) -> Option<Row> {
     match code.mnemonic() {
         Mnemonic::Nop
         | Mnemonic::Reservednop
-        | Mnemonic::Endbr32
-        | Mnemonic::Endbr64
-        | Mnemonic::Rdsspd
-        | Mnemonic::Rdsspq
         | Mnemonic::Prefetch
         | Mnemonic::Prefetchw
         | Mnemonic::Prefetchwt1

@@ -4,6 +4,8 @@
 //! SDM Vol. 1, "Managing State Using the XSAVE Feature Set"; Vol. 2: the instructions. Layouts are
 //! in [`crate::xstate`].
 
+mod pieces;
+
 use iced_x86::{Code, Mnemonic};
 use vmx_model::addr::Linear;
 use vmx_model::arch::{Cr0, Cr4};
@@ -11,7 +13,9 @@ use vmx_model::event::Exception;
 use vmx_model::exit_reason::ExitReason;
 use vmx_model::intercept::Instruction;
 
+use self::pieces::Area;
 use super::{Row, Traits};
+use crate::cet::components::CetComponents;
 use crate::cpuid::Feature;
 use crate::fpu::{FpuState, MXCSR_MASK, MXCSR_RESET};
 use crate::insn::{Insn, Plain};
@@ -180,6 +184,7 @@ fn restore(cpu: &mut Cpu, insn: &Insn, enabled: u64, form: Form) -> Exec {
     let mut next = Extended {
         fpu: (*cpu.fpu).clone(),
         pkru: cpu.system.pkru,
+        cet: CetComponents::of(cpu),
         count: cpu.vector_registers(),
     };
     let present = requested & header.in_use;
@@ -198,6 +203,7 @@ fn restore(cpu: &mut Cpu, insn: &Insn, enabled: u64, form: Form) -> Exec {
         }
         next.take(&component, bytes);
     }
+    next.cet.load(cpu)?;
     *cpu.fpu = next.fpu;
     cpu.drop_deprecated_selectors();
     cpu.write_pkru(next.pkru);
@@ -388,6 +394,7 @@ impl Header {
 pub(crate) struct Extended {
     pub(crate) fpu: FpuState,
     pub(crate) pkru: u32,
+    pub(crate) cet: CetComponents,
     /// Vector registers that the mode can reach.
     pub(crate) count: usize,
 }
@@ -402,6 +409,12 @@ impl Extended {
         let (low, high) = self.fpu.vector.split_at_mut(16);
         match component.mask {
             PKRU => self.pkru = word(0) as u32,
+            xstate::CET_U => (self.cet.u_cet, self.cet.pl_ssp[3]) = (word(0), word(1)),
+            xstate::CET_S => {
+                for (n, ssp) in self.cet.pl_ssp[..3].iter_mut().enumerate() {
+                    *ssp = word(n);
+                }
+            }
             xstate::OPMASK => self.fpu.opmask = core::array::from_fn(word),
             xstate::ZMM_HI256 => {
                 for (n, register) in low[..self.count].iter_mut().enumerate() {
@@ -422,69 +435,6 @@ impl Extended {
                 }
             }
         }
-    }
-}
-
-/// The pieces of a save area that an instruction writes.
-#[derive(Default)]
-struct Area {
-    pieces: Vec<(u32, Vec<u8>)>,
-}
-
-impl Area {
-    fn legacy(&mut self, cpu: &Cpu, written: u64, has_mxcsr: bool, pointers: Pointers) {
-        let mut region: Region = [0; legacy::DEFINED_BYTES];
-        let mut put = |from: usize, to: usize, region: &Region| {
-            self.pieces.push((from as u32, region[from..to].to_vec()));
-        };
-        if written & X87 != 0 {
-            legacy::put_x87(&mut region, &cpu.fpu, pointers);
-            put(0, legacy::MXCSR, &region);
-            put(legacy::MXCSR + 8, legacy::XMM, &region);
-        }
-        if has_mxcsr {
-            legacy::put_mxcsr(&mut region, &cpu.fpu);
-            put(legacy::MXCSR, legacy::MXCSR + 8, &region);
-        }
-        if written & SSE != 0 {
-            let count = cpu.vector_registers();
-            legacy::put_xmm(&mut region, &cpu.fpu, count);
-            put(legacy::XMM, legacy::XMM + 16 * count, &region);
-        }
-    }
-
-    fn header(&mut self, words: &[u64]) {
-        let bytes = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        self.pieces.push((LEGACY_BYTES, bytes));
-    }
-
-    fn extended(
-        &mut self,
-        cpu: &Cpu,
-        written: u64,
-        places: impl Iterator<Item = (Component, u32)>,
-    ) {
-        for (component, at) in places.filter(|(c, _)| written & c.mask != 0) {
-            let bytes = cpu.component_bytes(&component, cpu.vector_registers());
-            // Outside 64-bit mode nothing of ZMM16 to ZMM31 is saved.
-            if !bytes.is_empty() {
-                self.pieces.push((at, bytes));
-            }
-        }
-    }
-
-    /// Stores the pieces; all pages are checked before the first byte is written.
-    fn store(&self, cpu: &mut Cpu, area: Linear) -> Exec {
-        for (at, bytes) in &self.pieces {
-            let first = area.offset(u64::from(*at));
-            for linear in [first, first.offset(bytes.len() as u64 - 1)] {
-                cpu.translate(linear, Access::Write, Privilege::Current)?;
-            }
-        }
-        for (at, bytes) in &self.pieces {
-            cpu.store_bytes_linear(area.offset(u64::from(*at)), bytes, Privilege::Current)?;
-        }
-        Ok(())
     }
 }
 
@@ -557,6 +507,8 @@ impl Cpu {
             (zmm, xstate::ZMM_HI256),
             (high, xstate::HI16_ZMM),
             (self.system.pkru != 0, PKRU),
+            (self.msrs.u_cet | self.msrs.pl_ssp[3] != 0, xstate::CET_U),
+            (self.msrs.pl_ssp[..3] != [0; 3], xstate::CET_S),
         ]
         .iter()
         .filter(|(is_in_use, _)| *is_in_use)
@@ -580,6 +532,8 @@ impl Cpu {
         }
         let (low, high) = self.fpu.vector.split_at(16);
         let words: Vec<u64> = match component.mask {
+            xstate::CET_U => vec![self.msrs.u_cet, self.msrs.pl_ssp[3]],
+            xstate::CET_S => self.msrs.pl_ssp[..3].to_vec(),
             xstate::OPMASK => self.fpu.opmask.to_vec(),
             xstate::ZMM_HI256 => low[..count].iter().flat_map(|v| &v[4..]).copied().collect(),
             xstate::HI16_ZMM if count == 16 => high.iter().flatten().copied().collect(),

@@ -52,6 +52,17 @@ impl Cpu {
         self.store_linear(linear, value, Privilege::Current)
     }
 
+    /// Takes the fault that a store of a `W` to `segment:offset` would take.
+    pub(crate) fn check_store_to<W: Width>(
+        &mut self,
+        segment: SegmentRegister,
+        offset: u64,
+    ) -> Exec {
+        let linear = self.linear(segment, offset, W::BYTES as u64, Access::Write)?;
+        self.check_alignment(linear, W::BYTES, Access::Write)?;
+        self.check_store(linear, W::BYTES, Privilege::Current)
+    }
+
     /// Stores bytes to `segment:offset` with the privilege of CPL.
     pub(crate) fn store_bytes(
         &mut self,

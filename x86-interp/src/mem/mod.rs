@@ -34,4 +34,24 @@ pub enum Privilege {
     Current,
     /// An implicit supervisor-mode access: descriptor tables, TSS.
     Supervisor,
+    /// A user-mode shadow-stack access, whatever the CPL is.
+    UserShadowStack,
+    /// A supervisor-mode shadow-stack access, whatever the CPL is.
+    SupervisorShadowStack,
+}
+
+impl Privilege {
+    /// Returns the shadow-stack accesses of a privilege level.
+    pub(crate) const fn shadow_stack(level: u8) -> Self {
+        if level == 3 {
+            Self::UserShadowStack
+        } else {
+            Self::SupervisorShadowStack
+        }
+    }
+
+    /// Whether accesses are made to shadow stacks.
+    pub(crate) const fn is_shadow_stack(self) -> bool {
+        matches!(self, Self::UserShadowStack | Self::SupervisorShadowStack)
+    }
 }

@@ -147,23 +147,39 @@ impl Cpu {
     /// Pushes `values`, the first one first, each of `size` bytes, and moves the pointer. All of
     /// the frame is checked before any of it is written.
     pub(crate) fn push_frame(&mut self, stack: &mut Stack, size: u8, values: &[u64]) -> Exec {
-        let mut places = [Linear(0); FRAME_VALUES];
-        let mut after = *stack;
-        for place in places.iter_mut().take(values.len()) {
-            after.move_by(u64::from(size).wrapping_neg());
-            let linear =
-                self.stack_linear(&after, after.offset(), u64::from(size), Access::Write)?;
-            *place = linear;
-        }
-        for place in places.iter().take(values.len()) {
-            self.check_store(*place, usize::from(size), stack.privilege)?;
-        }
+        let (places, after) = self.frame_places(stack, size, values.len())?;
         for (place, value) in places.iter().zip(values) {
             let bytes = value.to_le_bytes();
             self.store_bytes_linear(*place, &bytes[..usize::from(size)], stack.privilege)?;
         }
         *stack = after;
         Ok(())
+    }
+
+    /// Takes the fault that a push of `count` values of `size` bytes would take.
+    pub(crate) fn check_frame(&mut self, stack: &Stack, size: u8, count: usize) -> Exec {
+        self.frame_places(stack, size, count).map(|_| ())
+    }
+
+    /// Returns where the values of a frame go, all of them checked, and the stack below them.
+    fn frame_places(
+        &mut self,
+        stack: &Stack,
+        size: u8,
+        count: usize,
+    ) -> Exec<([Linear; FRAME_VALUES], Stack)> {
+        let mut places = [Linear(0); FRAME_VALUES];
+        let mut after = *stack;
+        for place in places.iter_mut().take(count) {
+            after.move_by(u64::from(size).wrapping_neg());
+            let linear =
+                self.stack_linear(&after, after.offset(), u64::from(size), Access::Write)?;
+            *place = linear;
+        }
+        for place in places.iter().take(count) {
+            self.check_store(*place, usize::from(size), stack.privilege)?;
+        }
+        Ok((places, after))
     }
 
     /// Returns the value of `size` bytes at `displacement` bytes above the pointer.
@@ -185,7 +201,12 @@ impl Cpu {
     }
 
     /// Takes the fault that a store of `bytes` bytes at `linear` would take.
-    fn check_store(&mut self, linear: Linear, bytes: usize, privilege: Privilege) -> Exec {
+    pub(crate) fn check_store(
+        &mut self,
+        linear: Linear,
+        bytes: usize,
+        privilege: Privilege,
+    ) -> Exec {
         self.translate(linear, Access::Write, privilege)?;
         let last = linear.offset(bytes as u64 - 1);
         if last.page() != linear.page() {

@@ -100,6 +100,8 @@ pub(crate) struct Context {
     pub(crate) is_user: bool,
     /// Supervisor-mode accesses may reach user pages although CR4.SMAP is set (RFLAGS.AC).
     pub(crate) is_smap_off: bool,
+    /// Shadow-stack accesses.
+    pub(crate) is_shadow_stack: bool,
     /// PCID, 0 without CR4.PCIDE.
     pub(crate) pcid: u16,
     /// VPID; 0 outside VMX non-root operation.

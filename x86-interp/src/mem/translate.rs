@@ -118,21 +118,24 @@ impl Cpu {
         let is_user = self.cpl() == 3;
         let has_smap = self.state.cr4.contains(Cr4::SMAP);
         let is_smap_off = !is_user && has_smap && self.state.rflags.contains(Rflags::AC);
-        self.current_context.number = self.context_number(is_user, is_smap_off);
+        self.current_context.number = self.context_number(is_user, is_smap_off, false);
         self.current_context.inputs = self.context_inputs();
     }
 
     fn context_for(&mut self, privilege: Privilege) -> u64 {
         match privilege {
             Privilege::Current => self.context(),
-            Privilege::Supervisor => self.context_number(false, false),
+            Privilege::Supervisor => self.context_number(false, false, false),
+            Privilege::UserShadowStack => self.context_number(true, false, true),
+            Privilege::SupervisorShadowStack => self.context_number(false, false, true),
         }
     }
 
-    fn context_number(&mut self, is_user: bool, is_smap_off: bool) -> u64 {
+    fn context_number(&mut self, is_user: bool, is_smap_off: bool, is_shadow_stack: bool) -> u64 {
         let context = Context {
             is_user,
             is_smap_off,
+            is_shadow_stack,
             pcid: self.pcid(),
             vpid: self.current_context.tag.vpid,
             eptp: self.current_context.tag.eptp,

@@ -1,7 +1,7 @@
 //! Paging: linear to physical addresses.
 //!
-//! SDM Vol. 3A, "Paging": 32-bit, PAE, 4-level and 5-level paging, access rights, protection keys,
-//! page-fault exceptions, accessed and dirty flags. [`Cpu::walk`] is the only entry; whoever caches
+//! SDM Vol. 3A, "Paging": 32-bit, PAE, 4-level and 5-level paging, access rights, shadow-stack
+//! addresses, protection keys, page-fault exceptions, accessed and dirty flags. [`Cpu::walk`] is the only entry; whoever caches
 //! its answers (the TLB) is a neighbour. Every paging-structure access and the final address go
 //! through [`Cpu::guest_physical`].
 
@@ -42,6 +42,8 @@ bitflags! {
         const ID = 1 << 4;
         /// A protection-key violation.
         const PK = 1 << 5;
+        /// A shadow-stack access.
+        const SS = 1 << 6;
     }
 }
 
@@ -58,7 +60,7 @@ impl From<Access> for Allowed {
 /// What the walk found.
 ///
 /// `allowed` holds for accesses of the same privilege (user-mode, supervisor-mode by CPL, implicit
-/// supervisor-mode) under the present CR0.WP, CR4.SMEP/SMAP/PKE/PKS, EFER.NXE, RFLAGS.AC, PKRU and
+/// supervisor-mode, to a shadow stack) under the present CR0.WP, CR4.SMEP/SMAP/PKE/PKS, EFER.NXE, RFLAGS.AC, PKRU and
 /// IA32_PKRS: a cache of it has to be tagged with, or flushed upon a change of, these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Translation {
@@ -81,6 +83,9 @@ pub(crate) enum Purpose {
     PagingStructure(Linear),
     /// The data or code at this linear address, with the rights that paging gives to it.
     Page(Linear, PageRights),
+    /// The shadow stack at this linear address, with the rights that paging gives to it, and whether
+    /// it is one of user mode.
+    ShadowStack(Linear, PageRights, bool),
 }
 
 /// The host-physical side of a guest-physical address.
@@ -166,6 +171,18 @@ struct Request {
     access: Access,
     is_user: bool,
     is_implicit: bool,
+    is_shadow_stack: bool,
+}
+
+impl Request {
+    /// Returns what the final access is for.
+    const fn purpose(&self, rights: PageRights) -> Purpose {
+        if self.is_shadow_stack {
+            Purpose::ShadowStack(self.linear, rights, self.is_user)
+        } else {
+            Purpose::Page(self.linear, rights)
+        }
+    }
 }
 
 /// What the entries on the way say together; without paging everything is allowed.
@@ -194,6 +211,9 @@ impl Default for PageRights {
 struct Rights {
     page: PageRights,
     key: u32,
+    /// The address is a shadow-stack address: the entry that maps the page is not writable and has
+    /// the dirty flag set, the others are writable.
+    is_shadow_stack: bool,
 }
 
 /// An entry that the walk used.
@@ -233,8 +253,13 @@ impl Cpu {
         let mut request = Request {
             linear,
             access,
-            is_user: !is_implicit && self.cpl() == 3,
+            is_user: match privilege {
+                Privilege::Current => self.cpl() == 3,
+                Privilege::UserShadowStack => true,
+                Privilege::Supervisor | Privilege::SupervisorShadowStack => false,
+            },
             is_implicit,
+            is_shadow_stack: privilege.is_shadow_stack(),
         };
         if !self.state.efer.contains(Efer::LMA) {
             request.linear = Linear(linear.0 & 0xffff_ffff);
@@ -283,7 +308,7 @@ impl Cpu {
     }
 
     fn unpaged(&mut self, request: Request) -> Exec<Translation> {
-        let purpose = Purpose::Page(request.linear, PageRights::default());
+        let purpose = request.purpose(PageRights::default());
         let physical = self.guest_physical(Gpa(request.linear.0), request.access, purpose)?;
         Ok(Translation {
             physical: physical.address,
@@ -318,6 +343,7 @@ impl Cpu {
             rights: Rights {
                 page: PageRights::default(),
                 key: 0,
+                is_shadow_stack: false,
             },
         };
         let mut table = self.root(mode, request)?;
@@ -335,6 +361,8 @@ impl Cpu {
             }
             path.used[path.count] = Used { at, value };
             path.count += 1;
+            let is_shadow_leaf = value & (entry::RW | entry::D) == entry::D;
+            path.rights.is_shadow_stack = path.rights.page.is_writable && is_shadow_leaf;
             path.rights.page.is_user &= value & entry::US != 0;
             path.rights.page.is_writable &= value & entry::RW != 0;
             path.rights.page.is_executable &= value & entry::XD == 0;
@@ -405,7 +433,9 @@ impl Cpu {
     /// Returns what the rights allow (SDM Vol. 3A, "Determination of Access Rights"), and whether
     /// a protection key denies the requested access.
     fn allowed(&self, mode: PagingMode, rights: &Rights, request: Request) -> (Allowed, bool) {
-        let by_page = if request.is_user {
+        let by_page = if request.is_shadow_stack {
+            shadow_stack_rights(rights, request.is_user)
+        } else if request.is_user {
             user_rights(rights)
         } else {
             self.supervisor_rights(rights, request.is_implicit)
@@ -493,7 +523,7 @@ impl Cpu {
             page |= (leaf >> 13 & 0xff) << 32;
         }
         let at = Gpa(page | request.linear.0 & (page_bytes - 1));
-        let purpose = Purpose::Page(request.linear, path.rights.page);
+        let purpose = request.purpose(path.rights.page);
         let physical = self.guest_physical(at, request.access, purpose)?;
         let mut allowed = allowed & physical.allowed;
         if leaf & entry::D == 0 && request.access != Access::Write {
@@ -529,6 +559,7 @@ impl Cpu {
         let mut code = cause;
         code.set(PageFault::WR, request.access == Access::Write);
         code.set(PageFault::US, request.is_user);
+        code.set(PageFault::SS, request.is_shadow_stack);
         let has_nx = mode != PagingMode::Bits32 && self.state.efer.contains(Efer::NXE);
         let reports_fetch = has_nx || self.state.cr4.contains(Cr4::SMEP);
         let is_fetch = request.access == Access::Execute;
@@ -545,6 +576,16 @@ fn user_rights(rights: &Rights) -> Allowed {
         allowed.set(Allowed::EXECUTE, rights.page.is_executable);
     }
     allowed
+}
+
+/// Shadow-stack accesses reach shadow-stack addresses of their own kind; CR0.WP and CR4.SMAP do not
+/// matter.
+fn shadow_stack_rights(rights: &Rights, is_user: bool) -> Allowed {
+    if rights.is_shadow_stack && rights.page.is_user == is_user {
+        Allowed::READ | Allowed::WRITE
+    } else {
+        Allowed::empty()
+    }
 }
 
 /// Returns the mask of a physical address of `bits` bits.

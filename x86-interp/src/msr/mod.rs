@@ -15,7 +15,7 @@ use vmx_model::msr_area::MsrAccess;
 
 use crate::{Cpu, Exec};
 
-pub(crate) use rule::{MISC_ENABLE_LIMIT_CPUID, MISC_ENABLE_XD_DISABLE};
+pub(crate) use rule::{MISC_ENABLE_LIMIT_CPUID, MISC_ENABLE_XD_DISABLE, cet, shadow_stack_pointer};
 pub use table::MSRS;
 
 /// Bits of IA32_DEBUGCTL that may be set: LBR (no branch is recorded) and BTF.
@@ -43,6 +43,9 @@ pub struct Msrs {
     pub power_ctl: u64,
     pub bios_sign_id: u64,
     pub xss: u64,
+    pub u_cet: u64,
+    /// IA32_PL0_SSP to IA32_PL3_SSP.
+    pub pl_ssp: [u64; 4],
     pub spec_ctrl: u64,
     pub umwait_control: u64,
     pub mtrr_def_type: u64,
@@ -73,6 +76,8 @@ impl Default for Msrs {
             power_ctl: 0,
             bios_sign_id: 1 << 32,
             xss: 0,
+            u_cet: 0,
+            pl_ssp: [0; 4],
             spec_ctrl: 0,
             umwait_control: 0,
             mtrr_def_type: 0,

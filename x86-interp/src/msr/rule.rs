@@ -6,6 +6,7 @@
 use vmx_model::arch::{Cr0, Efer};
 
 use crate::Cpu;
+use crate::cet::CetControl;
 use crate::cpuid::Feature;
 use crate::mem::walk::physical_mask;
 
@@ -166,6 +167,33 @@ pub(super) fn mtrr_fixed(_: &Cpu, value: u64) -> bool {
 
 pub(super) fn mtrr_def_type(_: &Cpu, value: u64) -> bool {
     value & !0xcff == 0 && is_memory_type(value)
+}
+
+/// IA32_U_CET and IA32_S_CET: no reserved bits, not both SUPPRESS and TRACKER, a canonical bitmap
+/// base (SDM Vol. 1, "Control-flow Enforcement Technology (CET)"; Vol. 4, "Architectural MSRs").
+pub(crate) fn cet(cpu: &Cpu, value: u64) -> bool {
+    let mut defined = CetControl::empty();
+    if cpu.has(Feature::CetSs) {
+        defined |= CetControl::SHADOW_STACK;
+    }
+    if cpu.has(Feature::CetIbt) {
+        defined |= CetControl::TRACKING;
+    }
+    let both = CetControl::SUPPRESS | CetControl::TRACKER;
+    let control = CetControl::from_bits_retain(value);
+    defined.contains(control)
+        && !control.contains(both)
+        && cpu.is_canonical_base(value & CetControl::BITMAP_BASE.bits())
+}
+
+/// IA32_PL0_SSP to IA32_PL3_SSP: canonical, and aligned to four bytes.
+pub(crate) fn shadow_stack_pointer(cpu: &Cpu, value: u64) -> bool {
+    value & 3 == 0 && cpu.is_canonical_base(value)
+}
+
+/// IA32_XSS: the supervisor state components that there are.
+pub(super) fn xss(cpu: &Cpu, value: u64) -> bool {
+    value & !crate::xstate::supported_by_xss(cpu.cpuid.features()) == 0
 }
 
 pub(super) fn write_pkrs(cpu: &mut Cpu, value: u64) -> Option<()> {

@@ -50,6 +50,8 @@ pub struct Msr {
     /// The SDM's name.
     pub name: &'static str,
     feature: Feature,
+    /// Another feature that brings it as well.
+    alternative: Option<Feature>,
     home: Home,
     rule: Rule,
 }
@@ -58,7 +60,7 @@ impl Msr {
     /// Whether the processor has it.
     #[must_use]
     pub fn exists(&self, cpu: &Cpu) -> bool {
-        cpu.has(self.feature)
+        cpu.has(self.feature) || self.alternative.is_some_and(|feature| cpu.has(feature))
     }
 
     pub(super) fn read(&self, cpu: &mut Cpu) -> Option<u64> {
@@ -113,9 +115,29 @@ const fn row(index: u32, name: &'static str, feature: Feature, home: Home, rule:
         index,
         name,
         feature,
+        alternative: None,
         home,
         rule,
     }
+}
+
+/// IA32_U_CET or IA32_S_CET: shadow stacks bring it, and so does indirect-branch tracking.
+const fn cet(index: u32, name: &'static str, home: Home) -> Msr {
+    Msr {
+        alternative: Some(Feature::CetIbt),
+        ..row(index, name, Feature::CetSs, home, Rule::If(rule::cet))
+    }
+}
+
+const fn shadow_stack_pointer(index: u32, name: &'static str) -> Msr {
+    let home = Home::Element(|m| &mut m.pl_ssp, (index - 0x6a4) as usize);
+    row(
+        index,
+        name,
+        Feature::CetSs,
+        home,
+        Rule::If(rule::shadow_stack_pointer),
+    )
 }
 
 const fn variable(index: u32, name: &'static str) -> Msr {
@@ -223,9 +245,16 @@ pub const MSRS: &[Msr] = &[
     bank(0x40d, "IA32_MC3_STATUS"),
     bank(0x40e, "IA32_MC3_ADDR"),
     bank(0x40f, "IA32_MC3_MISC"),
+    cet(0x6a0, "IA32_U_CET", Own(|m| &mut m.u_cet)),
+    cet(0x6a2, "IA32_S_CET", State(|s| &mut s.s_cet)),
+    shadow_stack_pointer(0x6a4, "IA32_PL0_SSP"),
+    shadow_stack_pointer(0x6a5, "IA32_PL1_SSP"),
+    shadow_stack_pointer(0x6a6, "IA32_PL2_SSP"),
+    shadow_stack_pointer(0x6a7, "IA32_PL3_SSP"),
+    row(0x6a8, "IA32_INTERRUPT_SSP_TABLE_ADDR", F::CetSs, State(|s| &mut s.interrupt_ssp_table), Canonical),
     row(0x6e0, "IA32_TSC_DEADLINE", F::TscDeadline, Own(|m| &mut m.tsc_deadline), Do(rule::write_tsc_deadline)),
     row(0x6e1, "IA32_PKRS", F::Pks, State(|s| &mut s.pkrs), Do(rule::write_pkrs)),
-    row(0xda0, "IA32_XSS", F::Xsaves, Own(|m| &mut m.xss), Bits(0)),
+    row(0xda0, "IA32_XSS", F::Xsaves, Own(|m| &mut m.xss), If(rule::xss)),
     row(0xc000_0080, "IA32_EFER", F::LongMode, Computed(rule::read_efer), Do(rule::write_efer)),
     row(0xc000_0081, "IA32_STAR", F::LongMode, Own(|m| &mut m.star), Any),
     row(0xc000_0082, "IA32_LSTAR", F::LongMode, Own(|m| &mut m.lstar), Canonical),

@@ -20,6 +20,7 @@ mod interrupts;
 mod random;
 mod returns;
 mod segments;
+mod shadow_stacks;
 mod tasks;
 
 pub(crate) const CODE: u64 = 0x1000;

@@ -58,7 +58,7 @@ fn another_version_is_refused() {
     let mut state = cpu.save();
     state.version += 1;
     state.gpr[0] = 1;
-    assert_eq!(cpu.restore(&state), Err(RestoreError::Version(2)));
+    assert_eq!(cpu.restore(&state), Err(RestoreError::Version(3)));
     assert_eq!(cpu.gpr[0], 0);
 }
 

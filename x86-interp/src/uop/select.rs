@@ -133,6 +133,9 @@ impl Emit<'_> {
         if c.insn.locked || is_repeated(c.insn) {
             return false;
         }
+        if self.mode.is_cet_active && control::is_under_cet(c.iced) {
+            return false;
+        }
         let before = self.slots.len();
         self.uops.clear();
         self.end = None;

@@ -95,8 +95,12 @@ impl Cpu {
         purpose: Purpose,
     ) -> Exec<Translation> {
         let kind = kind(ept.eptp, access, purpose);
-        let is_user = matches!(purpose, Purpose::Page(_, rights) if rights.is_user);
+        let used_for = mapping_use(purpose);
+        let is_user = used_for == MappingUse::UserPage;
         let mut walk = match Walk::new(ept.eptp, gpa, kind, is_user) {
+            Ok(walk) if used_for == MappingUse::SupervisorShadowStack => {
+                walk.to_supervisor_shadow_stack()
+            }
             Ok(walk) => walk,
             Err(violation) => return Err(self.ept_violation(ept, gpa, &violation, purpose)),
         };
@@ -196,8 +200,8 @@ fn kind(eptp: Eptp, access: Access, purpose: Purpose) -> ept::Access {
         (Purpose::Pdptes | Purpose::PagingStructure(_), _) => {
             ept::Access::of_paging_structure(eptp)
         }
-        (Purpose::Page(..), Access::Read) => ept::Access::Read,
-        (Purpose::Page(..), Access::Execute) => ept::Access::Fetch,
+        (Purpose::Page(..) | Purpose::ShadowStack(..), Access::Read) => ept::Access::Read,
+        (Purpose::Page(..) | Purpose::ShadowStack(..), Access::Execute) => ept::Access::Fetch,
     }
 }
 
@@ -215,7 +219,9 @@ fn mapping_use(purpose: Purpose) -> MappingUse {
     match purpose {
         Purpose::Pdptes | Purpose::PagingStructure(_) => MappingUse::PagingStructure,
         Purpose::Page(_, rights) if rights.is_user => MappingUse::UserPage,
+        Purpose::ShadowStack(_, _, true) => MappingUse::UserPage,
         Purpose::Page(..) => MappingUse::SupervisorPage,
+        Purpose::ShadowStack(..) => MappingUse::SupervisorShadowStack,
     }
 }
 
@@ -223,7 +229,9 @@ fn linear_access(purpose: Purpose) -> Option<LinearAccess> {
     let (linear, rights, is_final) = match purpose {
         Purpose::Pdptes => return None,
         Purpose::PagingStructure(linear) => (linear, PageRights::default(), false),
-        Purpose::Page(linear, rights) => (linear, rights, true),
+        Purpose::Page(linear, rights) | Purpose::ShadowStack(linear, rights, _) => {
+            (linear, rights, true)
+        }
     };
     Some(LinearAccess {
         address: linear.0,
@@ -231,15 +239,21 @@ fn linear_access(purpose: Purpose) -> Option<LinearAccess> {
         is_user: rights.is_user,
         is_writable: rights.is_writable,
         is_execute_disabled: !rights.is_executable,
+        is_shadow_stack: matches!(purpose, Purpose::ShadowStack(..)),
     })
 }
 
 fn physical(ept: EptInUse, gpa: Gpa, found: &Translation, purpose: Purpose) -> Physical {
-    let is_user = matches!(purpose, Purpose::Page(_, rights) if rights.is_user);
+    let used_for = mapping_use(purpose);
+    let is_user = used_for == MappingUse::UserPage;
+    // The walk has judged both reads and writes of such a page.
+    let is_judged = used_for == MappingUse::SupervisorShadowStack
+        && ept.eptp.has_supervisor_shadow_stack_control();
     let mut allowed = Allowed::empty();
     allowed.set(Allowed::READ, found.permissions.can_read());
     let is_logged = ept.eptp.has_accessed_dirty() && !found.is_dirty;
-    allowed.set(Allowed::WRITE, found.permissions.can_write() && !is_logged);
+    let is_writable = found.permissions.can_write() || is_judged;
+    allowed.set(Allowed::WRITE, is_writable && !is_logged);
     allowed.set(
         Allowed::EXECUTE,
         found.permissions.can_fetch(&ept.rules, is_user),

@@ -22,6 +22,8 @@ pub(crate) enum MappingUse {
     SupervisorPage = 1,
     /// Data or code, at a user-mode linear address.
     UserPage = 2,
+    /// A shadow stack, at a supervisor-mode linear address.
+    SupervisorShadowStack = 3,
 }
 
 /// What a mapping depends on.
@@ -110,7 +112,9 @@ impl GuestPhysicalMappings {
     fn epoch_of(&self, used_for: MappingUse) -> u32 {
         match used_for {
             MappingUse::PagingStructure => 0,
-            MappingUse::SupervisorPage | MappingUse::UserPage => self.epoch,
+            MappingUse::SupervisorPage
+            | MappingUse::UserPage
+            | MappingUse::SupervisorShadowStack => self.epoch,
         }
     }
 

@@ -5,6 +5,7 @@
 use super::legacy::{self, Pointers, Region};
 use super::{EXTENDED, LEGACY_BYTES, SSE, X87, supported};
 use crate::Cpu;
+use crate::cet::components::CetComponents;
 use crate::exec::xsave::Extended;
 use crate::fpu::{FpuState, MXCSR_MASK};
 
@@ -62,6 +63,7 @@ impl Cpu {
         let mut next = Extended {
             fpu: FpuState::initial(),
             pkru: 0,
+            cet: CetComponents::default(),
             count: VECTOR_REGISTERS,
         };
         if present & X87 != 0 {

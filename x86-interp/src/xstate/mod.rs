@@ -33,6 +33,10 @@ pub const HI16_ZMM: u64 = 1 << 7;
 pub const AVX512: u64 = OPMASK | ZMM_HI256 | HI16_ZMM;
 /// State component 9.
 pub const PKRU: u64 = 1 << 9;
+/// State component 11: IA32_U_CET and IA32_PL3_SSP.
+pub const CET_U: u64 = 1 << 11;
+/// State component 12: IA32_PL0_SSP, IA32_PL1_SSP and IA32_PL2_SSP.
+pub const CET_S: u64 = 1 << 12;
 
 /// A state component of the extended region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +49,18 @@ pub struct Component {
     pub offset: u32,
     /// Whether it is aligned to 64 bytes in the compacted form.
     pub is_aligned: bool,
-    /// Which feature brings it.
-    pub feature: Feature,
+    /// Whether IA32_XSS enables it, rather than XCR0: it has no place in the standard form.
+    pub is_supervisor: bool,
+    /// Which features bring it.
+    pub features: &'static [Feature],
+}
+
+impl Component {
+    /// Whether a processor with these features has it.
+    #[must_use]
+    pub fn is_offered(&self, features: FeatureSet) -> bool {
+        self.features.iter().any(|&feature| features.has(feature))
+    }
 }
 
 /// The state components of the extended region, in ascending order.
@@ -56,43 +70,75 @@ pub const EXTENDED: &[Component] = &[
         size: 256,
         offset: 576,
         is_aligned: false,
-        feature: Feature::Avx,
+        is_supervisor: false,
+        features: &[Feature::Avx],
     },
     Component {
         mask: OPMASK,
         size: 64,
         offset: 1088,
         is_aligned: false,
-        feature: Feature::Avx512f,
+        is_supervisor: false,
+        features: &[Feature::Avx512f],
     },
     Component {
         mask: ZMM_HI256,
         size: 512,
         offset: 1152,
         is_aligned: false,
-        feature: Feature::Avx512f,
+        is_supervisor: false,
+        features: &[Feature::Avx512f],
     },
     Component {
         mask: HI16_ZMM,
         size: 1024,
         offset: 1664,
         is_aligned: false,
-        feature: Feature::Avx512f,
+        is_supervisor: false,
+        features: &[Feature::Avx512f],
     },
     Component {
         mask: PKRU,
         size: 8,
         offset: 2688,
         is_aligned: false,
-        feature: Feature::Pku,
+        is_supervisor: false,
+        features: &[Feature::Pku],
+    },
+    Component {
+        mask: CET_U,
+        size: 16,
+        offset: 0,
+        is_aligned: false,
+        is_supervisor: true,
+        features: &[Feature::CetSs, Feature::CetIbt],
+    },
+    Component {
+        mask: CET_S,
+        size: 24,
+        offset: 0,
+        is_aligned: false,
+        is_supervisor: true,
+        features: &[Feature::CetSs],
     },
 ];
 
 /// Returns the bits of XCR0 that a processor with these features supports.
 #[must_use]
 pub fn supported(features: FeatureSet) -> u64 {
-    let offered = EXTENDED.iter().filter(|c| features.has(c.feature));
-    offered.fold(X87 | SSE, |mask, c| mask | c.mask)
+    offered(features, false).fold(X87 | SSE, |mask, c| mask | c.mask)
+}
+
+/// Returns the bits of IA32_XSS that a processor with these features supports.
+#[must_use]
+pub fn supported_by_xss(features: FeatureSet) -> u64 {
+    offered(features, true).fold(0, |mask, c| mask | c.mask)
+}
+
+fn offered(features: FeatureSet, is_supervisor: bool) -> impl Iterator<Item = &'static Component> {
+    EXTENDED
+        .iter()
+        .filter(move |c| c.is_supervisor == is_supervisor && c.is_offered(features))
 }
 
 /// Returns the size of the standard form of a save area for the components of `mask`.
@@ -132,6 +178,11 @@ pub fn compacted_bytes(mask: u64) -> u32 {
 /// Returns CPUID leaf DH of a processor with these features, without feature bits.
 pub(crate) fn leaves(features: FeatureSet) -> Vec<CpuidEntry> {
     let all = supported(features);
+    let supervisor = if features.has(Feature::Xsaves) {
+        supported_by_xss(features)
+    } else {
+        0
+    };
     let mut leaves = vec![
         subleaf(
             0xd,
@@ -143,11 +194,11 @@ pub(crate) fn leaves(features: FeatureSet) -> Vec<CpuidEntry> {
                 (all >> 32) as u32,
             ],
         ),
-        subleaf(0xd, 1, [0; 4]),
+        subleaf(0xd, 1, [0, 0, supervisor as u32, (supervisor >> 32) as u32]),
     ];
-    let offered = EXTENDED.iter().filter(|c| features.has(c.feature));
+    let offered = EXTENDED.iter().filter(|c| c.is_offered(features));
     leaves.extend(offered.map(|c| {
-        let flags = u32::from(c.is_aligned) << 1;
+        let flags = u32::from(c.is_aligned) << 1 | u32::from(c.is_supervisor);
         subleaf(0xd, c.mask.trailing_zeros(), [c.size, c.offset, flags, 0])
     }));
     leaves

@@ -61,7 +61,17 @@ pub(crate) struct Host {
 impl Host {
     /// A processor that is to enter `code`; `change` is applied to a valid VMCS.
     pub(crate) fn new(guest: Guest, change: impl Fn(&mut Vmcs), code: Code) -> Self {
-        let profile = Arc::new(VmxProfile::emulator_default());
+        Self::on(VmxProfile::emulator_default(), guest, change, code)
+    }
+
+    /// As [`Self::new`], with the VMX capabilities of `profile`.
+    pub(crate) fn on(
+        profile: VmxProfile,
+        guest: Guest,
+        change: impl Fn(&mut Vmcs),
+        code: Code,
+    ) -> Self {
+        let profile = Arc::new(profile);
         let phys = PhysMap::new();
         let ram = Arc::new(OwnedRam::new(1024).expect("4 MiB"));
         phys.add_owned(Hpa(0), ram).expect("an empty map");

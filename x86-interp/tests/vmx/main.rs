@@ -5,6 +5,7 @@
 
 mod apic;
 mod behaviours;
+mod cet;
 mod entry_checks;
 mod events;
 mod exit_reasons;

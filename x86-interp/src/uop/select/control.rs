@@ -195,6 +195,15 @@ impl Emit<'_> {
     }
 }
 
+/// Whether shadow stacks or indirect-branch tracking have a part in the instruction.
+pub(super) fn is_under_cet(i: &iced_x86::Instruction) -> bool {
+    match i.mnemonic() {
+        Mnemonic::Call | Mnemonic::Ret | Mnemonic::Endbr32 | Mnemonic::Endbr64 => true,
+        Mnemonic::Jmp => i.is_jmp_near_indirect(),
+        _ => false,
+    }
+}
+
 /// Returns the micro-op for a comparing instruction with a Jcc behind it.
 fn fused_handler(c: Candidate<'_>, jcc: Candidate<'_>) -> Option<(Handler, Fields)> {
     if !jcc.iced.is_jcc() || c.insn.locked {
