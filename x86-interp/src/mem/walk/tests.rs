@@ -38,6 +38,8 @@ struct Setting {
     nxe: bool,
     user: bool,
     implicit: bool,
+    /// Data accesses are shadow-stack accesses.
+    shadow: bool,
     ac: bool,
     pkru: u32,
     pkrs: u32,
@@ -62,8 +64,13 @@ impl Setting {
     fn access(&self) -> Access {
         ACCESSES[usize::from(self.access)]
     }
+    fn is_shadow(&self) -> bool {
+        self.shadow && self.access() != Access::Execute
+    }
     fn privilege(&self) -> Privilege {
-        if self.implicit {
+        if self.is_shadow() {
+            Privilege::shadow_stack(if self.user { 3 } else { 0 })
+        } else if self.implicit {
             Privilege::Supervisor
         } else {
             Privilege::Current
@@ -130,11 +137,12 @@ impl Naive<'_> {
 
     fn code(&self, low: u32) -> u32 {
         let write = (self.s.access() == Access::Write) as u32 * 2;
-        let user = (self.s.user && !self.s.implicit) as u32 * 4;
+        let user = (self.s.user && (self.s.is_shadow() || !self.s.implicit)) as u32 * 4;
+        let shadow = self.s.is_shadow() as u32 * 64;
         let smep = self.s.cr4 & Cr4::SMEP.bits() != 0;
         let nx = self.s.nxe && self.s.mode != 0;
         let fetch = (self.s.access() == Access::Execute && (smep || nx)) as u32 * 16;
-        low | write | user | fetch
+        low | write | user | fetch | shadow
     }
 
     fn entry(
@@ -234,7 +242,7 @@ impl Naive<'_> {
         let user_page = entries.iter().all(|e| e & 4 != 0);
         let writable = entries.iter().all(|e| e & 2 != 0);
         let nx = entries.iter().any(|e| e >> 63 != 0);
-        let user = s.user && !s.implicit;
+        let user = s.user && (s.is_shadow() || !s.implicit);
         let write = s.access() == Access::Write;
         let fetch = s.access() == Access::Execute;
         let key = entries[entries.len() - 1] >> 59 & 15;
@@ -248,7 +256,11 @@ impl Naive<'_> {
                 pk = s.pkrs & ad != 0 || (s.pkrs & wd != 0 && write && s.cr0_wp);
             }
         }
-        let denied = if user {
+        let denied = if s.is_shadow() {
+            let (leaf, above) = entries.split_last().expect("there is a leaf");
+            let stack = leaf & 0x42 == 0x40 && above.iter().all(|e| e & 2 != 0);
+            !stack || user_page != user
+        } else if user {
             !user_page || (write && !writable) || (fetch && nx)
         } else {
             (write && !writable && s.cr0_wp)
@@ -324,7 +336,13 @@ fn some_entry() -> impl Strategy<Value = u64> {
         1 => (0u64..16).prop_map(|key| key << 59),
         1 => Just(1 << 63),
     ];
-    let flags = prop_oneof![6 => Just(0x7u64), 2 => Just(0x87u64), 3 => 0u64..0x1000];
+    let shadow_stack = prop::sample::select(vec![0x41_u64, 0x45, 0xc1, 0xc5]);
+    let flags = prop_oneof![
+        6 => Just(0x7u64),
+        2 => Just(0x87u64),
+        3 => 0u64..0x1000,
+        1 => shadow_stack,
+    ];
     (flags, stray).prop_map(|(flags, stray)| flags | stray)
 }
 
@@ -341,13 +359,14 @@ fn some_setting() -> impl Strategy<Value = Setting> {
             any::<bool>(),
             any::<bool>(),
             prop::bool::weighted(0.1),
+            prop::bool::weighted(0.3),
         ),
         (any::<bool>(), any::<u32>(), any::<u32>(), linear, 0u8..3),
         prop::array::uniform5(some_entry()),
     )
         .prop_map(
             |(
-                (mode, cr0_wp, cr4, nxe, user, implicit),
+                (mode, cr0_wp, cr4, nxe, user, implicit, shadow),
                 (ac, pkru, pkrs, linear, access),
                 entries,
             )| Setting {
@@ -357,6 +376,7 @@ fn some_setting() -> impl Strategy<Value = Setting> {
                 nxe,
                 user,
                 implicit,
+                shadow,
                 ac,
                 pkru,
                 pkrs,
@@ -385,6 +405,7 @@ fn plain() -> Setting {
         nxe: true,
         user: true,
         implicit: false,
+        shadow: false,
         ac: false,
         pkru: 0,
         pkrs: 0,
@@ -413,6 +434,16 @@ fn every_fault_has_its_error_code() {
             Err(USER | 3),
         ),
         ("supervisor page", |s| s.entries[1] = 3, Err(USER | 1)),
+        (
+            "shadow stack",
+            |s| (s.shadow, s.access, s.entries[3]) = (true, 1, 0x45),
+            Ok(0x8abc),
+        ),
+        (
+            "shadow-stack write to a writable page",
+            |s| (s.shadow, s.access, s.entries[3]) = (true, 1, 0x47),
+            Err(USER | 0x43),
+        ),
         (
             "fetch from XD",
             |s| (s.access, s.entries[0]) = (2, 7 | 1 << 63),
