@@ -83,8 +83,7 @@ pub(crate) enum Purpose {
     PagingStructure(Linear),
     /// The data or code at this linear address, with the rights that paging gives to it.
     Page(Linear, PageRights),
-    /// The shadow stack at this linear address, with the rights that paging gives to it, and whether
-    /// it is one of user mode.
+    /// The shadow stack at this linear address, with its rights, and whether it is of user mode.
     ShadowStack(Linear, PageRights, bool),
 }
 
@@ -211,8 +210,7 @@ impl Default for PageRights {
 struct Rights {
     page: PageRights,
     key: u32,
-    /// The address is a shadow-stack address: the entry that maps the page is not writable and has
-    /// the dirty flag set, the others are writable.
+    /// It is a shadow-stack address: only the leaf is not writable, and its dirty flag is set.
     is_shadow_stack: bool,
 }
 
@@ -578,8 +576,7 @@ fn user_rights(rights: &Rights) -> Allowed {
     allowed
 }
 
-/// Shadow-stack accesses reach shadow-stack addresses of their own kind; CR0.WP and CR4.SMAP do not
-/// matter.
+/// Shadow-stack accesses reach shadow-stack addresses of their kind, whatever CR0.WP and CR4.SMAP say.
 fn shadow_stack_rights(rights: &Rights, is_user: bool) -> Allowed {
     if rights.is_shadow_stack && rights.page.is_user == is_user {
         Allowed::READ | Allowed::WRITE

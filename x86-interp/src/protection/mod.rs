@@ -21,6 +21,7 @@ mod random;
 mod returns;
 mod segments;
 mod shadow_stacks;
+mod task_shadow_stacks;
 mod tasks;
 
 pub(crate) const CODE: u64 = 0x1000;
