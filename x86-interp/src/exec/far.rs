@@ -329,17 +329,16 @@ impl Cpu {
         parameters: u64,
     ) -> Exec {
         let (code, descriptor) = self.return_code_segment(selector)?;
+        let to = |offset| Return {
+            code: &code,
+            selector,
+            offset,
+            is_iret: false,
+        };
         stack.move_by(parameters);
         if selector.rpl() == self.cpl() {
             let offset = self.code_offset(&code, offset)?;
-            let shadow = self.check_shadow_return(&Return {
-                code: &code,
-                selector,
-                offset,
-                is_iret: false,
-            })?;
-            self.accessed(selector, descriptor)?;
-            self.leave_shadow(&shadow)?;
+            self.leave_code(&to(offset), descriptor)?;
             self.set_stack_pointer(&stack);
             self.enter_code(code, offset);
             return Ok(());
@@ -348,16 +347,17 @@ impl Cpu {
         let ss = Selector(self.pop_value(&mut stack, size)? as u16);
         let segment = self.return_stack_segment(ss, selector.rpl(), &code)?;
         let offset = self.code_offset(&code, offset)?;
-        let shadow = self.check_shadow_return(&Return {
-            code: &code,
-            selector,
-            offset,
-            is_iret: false,
-        })?;
-        self.accessed(selector, descriptor)?;
-        self.leave_shadow(&shadow)?;
+        self.leave_code(&to(offset), descriptor)?;
         self.return_outward(code, offset, segment, pointer, parameters);
         Ok(())
+    }
+
+    /// Pops the frame of the shadow stack, and marks the code segment that RET or IRET returns to as
+    /// accessed: nothing before has changed anything, nothing after may fail.
+    pub(crate) fn leave_code(&mut self, to: &Return<'_>, descriptor: Descriptor) -> Exec {
+        let shadow = self.check_shadow_return(to)?;
+        self.accessed(to.selector, descriptor)?;
+        self.leave_shadow(&shadow)
     }
 
     /// Checks the code segment that RET or IRET returns to. It is not yet marked as accessed in

@@ -4,12 +4,12 @@
 //! Vol. 3B, "Entering Virtual-8086 Mode", "Interrupt and Exception Handling in Virtual-8086 Mode".
 
 use iced_x86::{Code, Mnemonic};
-use vmx_model::arch::{Cr4, Interruptibility, Rflags, Segment, SegmentRegister};
+use vmx_model::arch::{Cr4, Interruptibility, Rflags, SegmentRegister};
 use vmx_model::event::Exception;
 
 use super::{Row, Traits};
 use crate::cet::transfer::Return;
-use crate::descriptor::{Column, Descriptor, Selector};
+use crate::descriptor::{Column, Selector};
 use crate::fault::Fault;
 use crate::insn::Insn;
 use crate::mem::stack::Stack;
@@ -156,6 +156,12 @@ impl Cpu {
             return self.iret_to_virtual_8086(&frame);
         }
         let (code, descriptor) = self.return_code_segment(frame.selector)?;
+        let to = |offset| Return {
+            code: &code,
+            selector: frame.selector,
+            offset,
+            is_iret: true,
+        };
         let level = frame.selector.rpl();
         // "IF instruction began in 64-bit mode": it pops SS:RSP whatever the levels are.
         let pops_stack = level > self.cpl() || self.mode() == Mode::Long;
@@ -163,7 +169,7 @@ impl Cpu {
         let loaded = self.flags_by_privilege(size);
         if !pops_stack {
             let offset = self.code_offset(&code, frame.offset)?;
-            self.leave_by_iret(&code, offset, frame.selector, descriptor)?;
+            self.leave_code(&to(offset), descriptor)?;
             self.set_stack_pointer(&stack);
             self.enter_code(code, offset);
         } else {
@@ -171,29 +177,11 @@ impl Cpu {
             let ss = Selector(self.pop_value(&mut stack, size)? as u16);
             let segment = self.return_stack_segment(ss, level, &code)?;
             let offset = self.code_offset(&code, frame.offset)?;
-            self.leave_by_iret(&code, offset, frame.selector, descriptor)?;
+            self.leave_code(&to(offset), descriptor)?;
             self.return_outward(code, offset, segment, pointer, 0);
         }
         self.load_flags(frame.flags, loaded);
         Ok(())
-    }
-
-    /// Marks the code segment as accessed, and pops the frame of the shadow stack.
-    fn leave_by_iret(
-        &mut self,
-        code: &Segment,
-        offset: u64,
-        selector: Selector,
-        descriptor: Descriptor,
-    ) -> Exec {
-        let shadow = self.check_shadow_return(&Return {
-            code,
-            selector,
-            offset,
-            is_iret: true,
-        })?;
-        self.accessed(selector, descriptor)?;
-        self.leave_shadow(&shadow)
     }
 
     /// "RETURN-TO-VIRTUAL-8086-MODE", from privilege level 0.
