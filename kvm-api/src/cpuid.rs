@@ -88,14 +88,17 @@ fn processor() -> &'static Profile {
     PROCESSOR.get_or_init(|| &Profile::DEFAULT)
 }
 
-static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
-    let mut table = from_profile(&processor().table());
+static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| offered_by(processor()));
+
+/// Returns what KVM offers on such a processor.
+fn offered_by(profile: &Profile) -> Vec<kvm_cpuid_entry2> {
+    let mut table = from_profile(&profile.table());
     for feature in WITHHELD {
         set(&mut table, *feature, false);
     }
-    table.retain(|entry| !is_of_cet(entry));
-    if let Some(entry) = find_mut(&mut table, 0xd, 1) {
-        entry.ecx = 0;
+    table.retain(|entry| !is_supervisor_component(entry));
+    if let Some(xss) = find_mut(&mut table, 0xd, 1) {
+        (xss.ecx, xss.edx) = (0, 0);
     }
     set(&mut table, Feature::Hypervisor, true);
     // The signature "KVMKVMKVM", without a paravirtual feature behind it.
@@ -106,11 +109,12 @@ static SUPPORTED: LazyLock<Vec<kvm_cpuid_entry2>> = LazyLock::new(|| {
     table.push(leaf(0x4000_0001, [0; 4]));
     table.sort_by_key(|entry| (entry.function, entry.index));
     table
-});
+}
 
-/// Whether it is the leaf of a state component of CET: those of IA32_XSS that the processor has.
-fn is_of_cet(entry: &kvm_cpuid_entry2) -> bool {
-    entry.function == 0xd && matches!(entry.index, 11 | 12)
+/// Whether it is the leaf of a state component that IA32_XSS enables: those are CET's.
+fn is_supervisor_component(entry: &kvm_cpuid_entry2) -> bool {
+    let mut components = xstate::EXTENDED.iter().filter(|c| c.is_supervisor);
+    entry.function == 0xd && components.any(|c| c.mask.trailing_zeros() == entry.index)
 }
 
 fn from_profile(table: &CpuidTable) -> Vec<kvm_cpuid_entry2> {
@@ -258,6 +262,19 @@ mod tests {
     fn what_is_withheld_is_not_there() {
         assert!(WITHHELD.iter().all(|feature| !has(supported(), *feature)));
         assert!(has(supported(), Feature::LongMode) && has(supported(), Feature::Hypervisor));
+    }
+
+    #[test]
+    fn a_processor_with_cet_has_none_under_kvm() {
+        let everything = Profile::EVERYTHING;
+        assert!(everything.features().has(Feature::CetSs));
+        let table = offered_by(&everything);
+        assert!(WITHHELD.iter().all(|feature| !has(&table, *feature)));
+        let of_xsave = table.iter().filter(|entry| entry.function == 0xd);
+        let components: Vec<u32> = of_xsave.map(|entry| entry.index).collect();
+        assert_eq!(components, [0, 1, 2, 5, 6, 7, 9]);
+        let xss = table.iter().find(|e| (e.function, e.index) == (0xd, 1));
+        assert_eq!(xss.map(|e| (e.ecx, e.edx)), Some((0, 0)));
     }
 
     #[test]
