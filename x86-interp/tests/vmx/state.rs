@@ -175,6 +175,24 @@ fn msrs_are_stored_and_loaded_by_an_exit_or_it_aborts() {
     }
 }
 
+/// SDM Vol. 3C, "VM-Entry Failures During or After Loading Guest State": host state is loaded as by
+/// a VM exit. What the area has loaded before, and host state does not replace, stays.
+#[test]
+fn an_entry_that_fails_at_its_msr_load_area_keeps_what_was_loaded_before() {
+    let loads = |v: &mut Vmcs| v.set(Field::VM_ENTRY_MSR_LOAD_COUNT, 3);
+    let mut host = long(loads, |a| a.nop());
+    // IA32_PAT, IA32_SYSENTER_CS; IA32_FS_BASE must not be there.
+    for (n, (msr, value)) in (0..).zip([(0x277, 0x0006_0606), (0x174, 0x77), (0xc000_0100, 0)]) {
+        host.set_word(at::MSRS + 16 * n, msr);
+        host.set_word(at::MSRS + 16 * n + 8, value);
+    }
+    assert_eq!(host.reason(), E::ENTRY_FAIL_MSR_LOADING);
+    assert_eq!(host.read(Field::EXIT_QUALIFICATION), 3);
+    assert_eq!(host.cpu.read_msr(0x277), Ok(0x0006_0606));
+    let of_host = host.read(Field::HOST_IA32_SYSENTER_CS);
+    assert_eq!(host.cpu.read_msr(0x174), Ok(of_host));
+}
+
 #[test]
 fn a_fault_of_iret_reports_that_nmis_are_unblocked() {
     let mut host = long(
