@@ -203,7 +203,9 @@ fn restore(cpu: &mut Cpu, insn: &Insn, enabled: u64, form: Form) -> Exec {
         }
         next.take(&component, bytes);
     }
-    next.cet.load(cpu)?;
+    if requested & (xstate::CET_U | xstate::CET_S) != 0 {
+        next.cet.load(cpu)?;
+    }
     *cpu.fpu = next.fpu;
     cpu.drop_deprecated_selectors();
     cpu.write_pkru(next.pkru);
