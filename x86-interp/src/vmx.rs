@@ -2,7 +2,7 @@
 //!
 //! Nothing about VMX is decided here. A [`LogicalProcessor`] is attached to a [`Cpu`]; the handlers
 //! of `crate::exec` ask it (or its current VMCS) whether something causes a VM exit; `entry`
-//! applies the plan of a VM entry, `exit` carries a VM exit out.
+//! begins what a VM entry leaves to do, `exit` carries a VM exit out.
 //!
 //! The software in VMX root operation is either code that this processor executes (a hypervisor in
 //! an image), or native code of the host program (a hypervisor in the same program): see

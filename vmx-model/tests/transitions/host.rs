@@ -64,7 +64,13 @@ impl Host {
         Self::root()
             .then(Action::Vmclear(B), SUCCEED)
             .then(Action::StoreHeader(B, Header::Shadow), Answer::Done)
-            .then(Action::Vmclear(A), SUCCEED)
+            .enter_with_shadow()
+    }
+
+    /// Makes A current and launches it, with B, whose header says so, as its shadow VMCS.
+    #[track_caller]
+    pub(crate) fn enter_with_shadow(self) -> Self {
+        self.then(Action::Vmclear(A), SUCCEED)
             .then(Action::Vmptrld(A), SUCCEED)
             .then(Action::Prepare(Some(B)), Answer::Done)
             .write(Field::VMREAD_BITMAP_ADDRESS, BITMAPS[0].0)

@@ -16,7 +16,7 @@ use vmx_model::field::Field;
 use vmx_model::memory::PhysicalMemory;
 use vmx_model::naive::Answer;
 use vmx_model::naive::compare::INVARIANTS;
-use vmx_model::naive::sequence::{Action, BITMAPS, Header, REGIONS};
+use vmx_model::naive::sequence::{Action, Header, REGIONS};
 use vmx_model::precondition::{Instruction, Rule};
 use vmx_model::processor::Vmfunc;
 use vmx_model::sanitizer::Item;
@@ -192,12 +192,7 @@ fn a_shadow_vmcs_that_is_active_is_accessed_where_its_data_are() {
         .then(Action::StoreHeader(B, Header::Shadow), Answer::Done)
         .then(Action::Vmptrld(B), SUCCEED)
         .write(Field::TSC_OFFSET, 0x1234)
-        .then(Action::Vmclear(A), SUCCEED)
-        .then(Action::Vmptrld(A), SUCCEED)
-        .then(Action::Prepare(Some(B)), Answer::Done)
-        .write(Field::VMREAD_BITMAP_ADDRESS, BITMAPS[0].0)
-        .write(Field::VMWRITE_BITMAP_ADDRESS, BITMAPS[0].0)
-        .then(LAUNCH, Answer::Entered)
+        .enter_with_shadow()
         .reads(Field::TSC_OFFSET, 0x1234)
         .write(Field::TSC_OFFSET, 0x5678)
         .active_on(B, &[0])

@@ -4,6 +4,8 @@
 //! [`Cpu::check_endbranch`] before an instruction: what sets the bit ends its block.
 
 use iced_x86::Code;
+use vmx_model::arch::Cr4;
+use vmx_model::event::Exception;
 
 use super::{CetControl, Cp};
 use crate::fetch::Decoded;
@@ -41,7 +43,8 @@ impl Cpu {
     }
 
     /// Before an instruction: #CP(ENDBRANCH) if the tracker waits, and it is not ENDBRANCH of the
-    /// present mode, nor INT3 or INT1, whose traps come first, nor in a page that the legacy code page bitmap excepts.
+    /// present mode, nor INT3 or INT1, whose traps come first, nor in a page that the legacy code
+    /// page bitmap excepts.
     ///
     /// # Errors
     /// #CP, or the fault of the fetch, which comes first.
@@ -83,11 +86,7 @@ impl Cpu {
         }
         let page = (self.linear_rip().0 & self.linear_mask()) >> 12;
         let base = (cet & CetControl::BITMAP_BASE).bits();
-        let at = self.canonical_range(
-            base.wrapping_add(page >> 3),
-            1,
-            vmx_model::event::Exception::gp(0),
-        )?;
+        let at = self.canonical_range(base.wrapping_add(page >> 3), 1, Exception::gp(0))?;
         let bits: u8 = self.load_linear(at, Access::Read, Privilege::Current)?;
         if bits >> (page & 7) & 1 == 0 {
             return Err(Cp::Endbranch.into());
@@ -104,7 +103,7 @@ impl Cpu {
     /// Returns the bits of a linear address that count in the present mode.
     fn linear_mask(&self) -> u64 {
         match self.mode() {
-            Mode::Long if self.state.cr4.contains(vmx_model::arch::Cr4::LA57) => (1 << 57) - 1,
+            Mode::Long if self.state.cr4.contains(Cr4::LA57) => (1 << 57) - 1,
             Mode::Long => (1 << 48) - 1,
             _ => 0xffff_ffff,
         }

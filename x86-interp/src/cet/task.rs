@@ -10,6 +10,7 @@ use vmx_model::event::Exception;
 
 use super::{CetControl, Cp};
 use crate::descriptor::Selector;
+use crate::mem::{Access, Privilege};
 use crate::task::TaskSource;
 use crate::{Cpu, Exec};
 
@@ -58,11 +59,7 @@ impl Cpu {
         }
         if source != TaskSource::Iret {
             let at = self.system_linear(tss_base, TSS_SSP);
-            let ssp: u32 = self.load_linear(
-                at,
-                crate::mem::Access::Read,
-                crate::mem::Privilege::Supervisor,
-            )?;
+            let ssp: u32 = self.load_linear(at, Access::Read, Privilege::Supervisor)?;
             found.ssp = u64::from(ssp);
         }
         if !self.has_shadow_stack() {

@@ -1,9 +1,9 @@
 //! Paging: linear to physical addresses.
 //!
 //! SDM Vol. 3A, "Paging": 32-bit, PAE, 4-level and 5-level paging, access rights, shadow-stack
-//! addresses, protection keys, page-fault exceptions, accessed and dirty flags. [`Cpu::walk`] is the only entry; whoever caches
-//! its answers (the TLB) is a neighbour. Every paging-structure access and the final address go
-//! through [`Cpu::guest_physical`].
+//! addresses, protection keys, page-fault exceptions, accessed and dirty flags. [`Cpu::walk`] is
+//! the only entry; whoever caches its answers (the TLB) is a neighbour. Every paging-structure
+//! access and the final address go through [`Cpu::guest_physical`].
 
 use bitflags::bitflags;
 use vmx_model::addr::{Gpa, Hpa, Linear};
@@ -60,8 +60,9 @@ impl From<Access> for Allowed {
 /// What the walk found.
 ///
 /// `allowed` holds for accesses of the same privilege (user-mode, supervisor-mode by CPL, implicit
-/// supervisor-mode, to a shadow stack) under the present CR0.WP, CR4.SMEP/SMAP/PKE/PKS, EFER.NXE, RFLAGS.AC, PKRU and
-/// IA32_PKRS: a cache of it has to be tagged with, or flushed upon a change of, these.
+/// supervisor-mode, to a shadow stack) under the present CR0.WP, CR4.SMEP/SMAP/PKE/PKS, EFER.NXE,
+/// RFLAGS.AC, PKRU and IA32_PKRS: a cache of it has to be tagged with, or flushed upon a change of,
+/// these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Translation {
     /// The physical address of the byte.

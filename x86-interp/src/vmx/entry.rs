@@ -1,5 +1,5 @@
-//! VM entries: the plan of the model is applied to the processor (SDM Vol. 3C, chapter "VM
-//! Entries").
+//! VM entries: the model loads the guest's state into the processor, which then begins to be the
+//! guest's (SDM Vol. 3C, chapter "VM Entries").
 
 use vmx_model::entry::EntryRest;
 use vmx_model::intercept;
